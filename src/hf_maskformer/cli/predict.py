@@ -1,0 +1,78 @@
+"""segment images with a saved model: overlay PNG, label or panoptic PNG, segments.json (COCO RLE)
+
+hf-maskformer predict runs/camvid/best photo.jpg folder/ --output-dir predictions
+"""
+
+import logging
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from hf_maskformer.cli.arguments import add_input_arguments, intensity_range
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="directory or Hub id that from_pretrained reads")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output-dir", required=True)
+    parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="default: the model's task")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--on-bad-sample", choices=["raise", "skip"], default="raise", help="for unreadable images")
+    add_input_arguments(parser)
+
+
+def run(arguments: Namespace) -> None:
+    images = image_files(arguments.images)
+    values = intensity_range(arguments)
+    from tqdm.auto import tqdm
+
+    from hf_maskformer.inference.predictor import Predictor
+
+    predictor = Predictor(arguments.model, task=arguments.task, device=arguments.device, intensity_range=values)
+    output = Path(arguments.output_dir)
+    names = unique_names(images)
+    written = 0
+    for path in tqdm(images, desc="predict", unit="image"):
+        try:
+            (result,) = predictor([path])
+        except ValueError as error:
+            if arguments.on_bad_sample == "raise":
+                raise
+            logger.warning("skipped: %s", error)
+            continue
+        result.save(output, stem=names[path])
+        written += 1
+    print(f"{written} of {len(images)} images segmented, results in {output}")
+
+
+def image_files(given: list[str]) -> list[Path]:
+    """The files named, and every image directly inside the folders named, sorted.
+
+    Raises:
+        ValueError: a path that does not exist, or a folder without an image.
+    """
+    files: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ValueError(f"folder {path} holds no image; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"image {path} does not exist")
+    return list(dict.fromkeys(files))
+
+
+def unique_names(files: list[Path]) -> dict[Path, str]:
+    """Beginning of each result's file names: the stem, with a number where two images share it."""
+    seen: dict[str, int] = {}
+    names = {}
+    for path in files:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        names[path] = path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}"
+    return names

@@ -1,0 +1,125 @@
+"""A loaded dataset: its rows, the samples to train on and the references to be measured against."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from hf_maskformer.data.sample import Sample, image_to_rgb, read_image, segment_masks, task_segments
+from hf_maskformer.model.label_spec import LabelSpec
+
+
+class SegmentationData:
+    """One split of a dataset for one task.
+
+    Attributes:
+        dataset: rows of `FEATURES`; images are not decoded.
+        label_spec: what the label ids mean.
+        task: "semantic", "instance" or "panoptic".
+        format: the reader's name, such as "coco_panoptic".
+        split: the split's name, or None.
+        intensity_range: black and white of images with more than 8 bits.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        label_spec: LabelSpec,
+        task: str,
+        format: str,
+        split: str | None = None,
+        intensity_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.label_spec = label_spec
+        self.task = task
+        self.format = format
+        self.split = split
+        self.intensity_range = intensity_range
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __repr__(self) -> str:
+        return (
+            f"SegmentationData(format={self.format!r}, split={self.split!r}, task={self.task!r}, "
+            f"images={len(self)}, labels={self.label_spec.num_labels})"
+        )
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The stored row; `segments` holds run-length codes."""
+        return dict(self.dataset[index])
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return self._read_image(self.row(index))
+
+    def sample(self, index: int) -> Sample:
+        """The image with the masks of this task, at original size.
+
+        Raises:
+            ValueError: the image cannot be read or is not of the size it had when the dataset was indexed.
+        """
+        row = self.row(index)
+        image = self._read_image(row)
+        masks, class_labels = task_segments(row, self.task, self.label_spec)
+        return Sample(image, masks, class_labels, image_id=row["image_id"], file_name=row["file_name"])
+
+    def reference(self, index: int) -> Any:
+        """What the metric of this task is given, at original size.
+
+        - semantic: (H, W) int64 labels, `ignore_index` where no segment is; where some overlap the smallest wins;
+        - panoptic: {"segmentation": (H, W) int32 segment ids, 0 = void, "segments_info": [{id, label_id, iscrowd,
+          area}]};
+        - instance: {"masks": list of N RLE dicts, "labels": (N,), "iscrowd": (N,), "area": (N,)}, crowds included.
+        """
+        row = self.row(index)
+        if self.task == "semantic":
+            return semantic_reference(row, self.label_spec)
+        if self.task == "panoptic":
+            return panoptic_reference(row)
+        return instance_reference(row, self.label_spec)
+
+    def _read_image(self, row: dict[str, Any]) -> np.ndarray:
+        stored = row["image"]
+        if stored["bytes"] is not None:
+            with PILImage.open(io.BytesIO(stored["bytes"])) as file:
+                image = image_to_rgb(ImageOps.exif_transpose(file), row["file_name"], self.intensity_range)
+        else:
+            image = read_image(Path(stored["path"]), self.intensity_range)
+        if image.shape[:2] != (row["height"], row["width"]):
+            raise ValueError(
+                f"{row['file_name']} is {image.shape[1]}x{image.shape[0]} (width x height), it was "
+                f"{row['width']}x{row['height']} when the dataset was indexed"
+            )
+        return image
+
+
+def semantic_reference(row: dict[str, Any], label_spec: LabelSpec) -> np.ndarray:
+    """(H, W) int64 label map of a row."""
+    segments = sorted(row["segments"], key=lambda segment: -segment["area"])
+    labels = np.array([label_spec.ignore_index, *(segment["label_id"] for segment in segments)], dtype=np.int64)
+    return labels[segment_masks(row, segments).top_map()]
+
+
+def panoptic_reference(row: dict[str, Any]) -> dict[str, Any]:
+    """Id map and segments of a row, with the dataset's own segment ids."""
+    segments = sorted(row["segments"], key=lambda segment: -segment["area"])
+    ids = np.array([0, *(segment["id"] for segment in segments)], dtype=np.int32)
+    info = [{key: segment[key] for key in ("id", "label_id", "iscrowd", "area")} for segment in row["segments"]]
+    return {"segmentation": ids[segment_masks(row, segments).top_map()], "segments_info": info}
+
+
+def instance_reference(row: dict[str, Any], label_spec: LabelSpec) -> dict[str, Any]:
+    """Whole masks of the things of a row; overlap and crowds are kept."""
+    things: Sequence[dict[str, Any]] = [s for s in row["segments"] if s["label_id"] in label_spec.thing_label_ids]
+    return {
+        "masks": [{"size": [row["height"], row["width"]], "counts": thing["rle"]} for thing in things],
+        "labels": np.array([thing["label_id"] for thing in things], dtype=np.int64),
+        "iscrowd": np.array([thing["iscrowd"] for thing in things], dtype=bool),
+        "area": np.array([thing["area"] for thing in things], dtype=np.float64),
+    }

@@ -1,0 +1,8 @@
+"""Metrics: arrays in, numbers out. `hf_maskformer.evaluation.evaluate` runs a model over a data set and feeds them."""
+
+from hf_maskformer.evaluation.instance import MaskAveragePrecision
+from hf_maskformer.evaluation.panoptic import PanopticQuality
+from hf_maskformer.evaluation.semantic import MeanIoU
+from hf_maskformer.evaluation.table import format_table
+
+__all__ = ["MaskAveragePrecision", "MeanIoU", "PanopticQuality", "format_table"]

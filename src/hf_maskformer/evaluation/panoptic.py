@@ -1,0 +1,168 @@
+"""Panoptic quality: "Panoptic Segmentation", Kirillov et al., CVPR 2019; matched as in COCO's evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
+
+MATCH_IOU = 0.5  # paper, section 4.1: above it a match is unique
+MAX_VOID_FRACTION = 0.5  # an unmatched prediction that lies on more void and crowd than this is not counted
+
+
+class PanopticQuality(Metric):
+    """PQ, its parts SQ (how well matched segments fit) and RQ (how many match), over things and stuff.
+
+    An entry of `update` is `{"segmentation": (H, W) ids, "segments_info": [{"id", "label_id" or "category_id",
+    "iscrowd"}]}`. A pixel whose id is not in segments_info is void, in prediction and reference. The reference's
+    "iscrowd" defaults to 0; a prediction's is not read. Areas are counted from the ids.
+
+    As in the COCO evaluation: void in the reference does not count against the IoU of a prediction; crowd segments
+    are never matched; an unmatched prediction is dropped when more than half of it lies on void or on the crowd
+    segment of its class (where a class has several crowd segments in one image, on the last listed).
+
+    Args:
+        thing_label_ids: the classes whose segments are instances; all others are stuff.
+        num_labels: number of classes K; labels are 0..K - 1.
+    """
+
+    description = "Panoptic quality: PQ, SQ and RQ, for things, stuff and each class."
+    settings = ("thing_label_ids", "num_labels")
+
+    def __init__(self, thing_label_ids: Sequence[int], num_labels: int) -> None:
+        check_num_labels(num_labels)
+        check_labels(np.asarray(list(thing_label_ids), dtype=np.int64), num_labels, "thing_label_ids")
+        self.thing_label_ids = tuple(sorted({int(label) for label in thing_label_ids}))
+        self.num_labels = num_labels
+        super().__init__()
+
+    def compute(self) -> dict[str, Any]:
+        """All qualities as fractions 0..1 (a published PQ of 52.7 is 0.527 here).
+
+        Returns:
+            `pq`, `sq`, `rq`: means over the classes seen; `pq_things`, `pq_stuff`: the same within things and stuff;
+            nan where no such class was seen. `per_category`: list indexed by class id of `{"pq", "sq", "rq",
+            "true_positives", "false_positives", "false_negatives"}`; a class never seen has 0 everywhere and is in no
+            mean.
+        """
+        matched, wrong = self.true_positives, (self.false_positives + self.false_negatives) / 2
+        seen = (matched + wrong) > 0  # (K,)
+        sq = self.iou_sum / np.maximum(matched, 1)
+        rq = matched / np.where(seen, matched + wrong, 1)
+        pq = self.iou_sum / np.where(seen, matched + wrong, 1)
+        things = np.isin(np.arange(self.num_labels), self.thing_label_ids)
+        return {
+            "pq": _mean(pq[seen]),
+            "sq": _mean(sq[seen]),
+            "rq": _mean(rq[seen]),
+            "pq_things": _mean(pq[seen & things]),
+            "pq_stuff": _mean(pq[seen & ~things]),
+            "per_category": [
+                {
+                    "pq": float(pq[label]),
+                    "sq": float(sq[label]),
+                    "rq": float(rq[label]),
+                    "true_positives": int(self.true_positives[label]),
+                    "false_positives": int(self.false_positives[label]),
+                    "false_negatives": int(self.false_negatives[label]),
+                }
+                for label in range(self.num_labels)
+            ],
+        }
+
+    def _reset_state(self) -> None:
+        self.iou_sum = np.zeros(self.num_labels)
+        self.true_positives = np.zeros(self.num_labels, dtype=np.int64)
+        self.false_positives = np.zeros(self.num_labels, dtype=np.int64)
+        self.false_negatives = np.zeros(self.num_labels, dtype=np.int64)
+
+    def _merge_state(self, other: "PanopticQuality") -> None:
+        self.iou_sum += other.iou_sum
+        self.true_positives += other.true_positives
+        self.false_positives += other.false_positives
+        self.false_negatives += other.false_negatives
+
+    def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
+        predicted, predicted_labels, _ = self._read(prediction, f"{where}, prediction")
+        actual, actual_labels, crowd = self._read(reference, f"{where}, reference")
+        if predicted.shape != actual.shape:
+            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
+        rows, columns = len(actual_labels) + 1, len(predicted_labels) + 1
+        cells = np.bincount(actual.ravel() * columns + predicted.ravel(), minlength=rows * columns)
+        overlap = cells.reshape(rows, columns)  # (N + 1, M + 1), index 0 = void
+        predicted_area = overlap.sum(axis=0)[1:]  # (M,)
+        if not predicted_area.all():
+            index = int(np.argmin(predicted_area))
+            segment = prediction["segments_info"][index]["id"]
+            raise ValueError(f"{where}, prediction: segment id {segment} of segments_info has no pixel")
+
+        iou = _segment_iou(overlap)  # (N, M)
+        candidates = (actual_labels[:, None] == predicted_labels[None, :]) & ~crowd[:, None]
+        matches = candidates & (iou > MATCH_IOU)  # at most one per row and column
+        missed = ~crowd & ~matches.any(axis=1)  # (N,)
+        spurious = ~matches.any(axis=0)  # (M,)
+        excused = overlap[0, 1:] + self._overlap_with_crowd(overlap[1:, 1:], actual_labels, predicted_labels, crowd)
+        spurious &= ~(excused / np.maximum(predicted_area, 1) > MAX_VOID_FRACTION)
+
+        match_rows = np.nonzero(matches)[0]
+        np.add.at(self.iou_sum, actual_labels[match_rows], iou[matches])
+        np.add.at(self.true_positives, actual_labels[match_rows], 1)
+        np.add.at(self.false_negatives, actual_labels[missed], 1)
+        np.add.at(self.false_positives, predicted_labels[spurious], 1)
+
+    def _overlap_with_crowd(
+        self, overlap: np.ndarray, actual_labels: np.ndarray, predicted_labels: np.ndarray, crowd: np.ndarray
+    ) -> np.ndarray:
+        """Pixels of each prediction (M,) on the last crowd segment of its class."""
+        crowd_row = np.full(self.num_labels, -1)
+        crowd_row[actual_labels[crowd]] = np.nonzero(crowd)[0]  # the last of equal labels stays
+        row = crowd_row[predicted_labels]  # (M,)
+        has_crowd = row >= 0
+        pixels = np.zeros(len(predicted_labels), dtype=np.int64)
+        pixels[has_crowd] = overlap[row[has_crowd], np.nonzero(has_crowd)[0]]
+        return pixels
+
+    def _read(self, entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(H, W) positions in segments_info plus 1 (0 = void), labels (N,), iscrowd (N,)."""
+        segmentation = to_numpy(entry["segmentation"])
+        if segmentation.ndim != 2 or segmentation.dtype.kind not in "iu":
+            raise ValueError(
+                f"{where}: segmentation must be (H, W) integer ids, got {segmentation.dtype} {segmentation.shape}"
+            )
+        infos = entry["segments_info"]
+        ids = np.array([info["id"] for info in infos], dtype=np.int64)
+        labels = np.array([_label_of(info, where) for info in infos], dtype=np.int64)
+        crowd = np.array([bool(info.get("iscrowd", 0)) for info in infos], dtype=bool)
+        check_labels(labels, self.num_labels, f"{where}, segments_info")
+        order = np.argsort(ids, kind="stable")
+        sorted_ids = ids[order]
+        repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+        if repeated.size:
+            raise ValueError(f"{where}: segment id {int(repeated[0])} appears more than once in segments_info")
+        if not len(ids):
+            return np.zeros(segmentation.shape, dtype=np.int64), labels, crowd
+        slots = np.searchsorted(sorted_ids, segmentation)  # (H, W)
+        slots = np.minimum(slots, len(ids) - 1)
+        positions = np.where(sorted_ids[slots] == segmentation, order[slots] + 1, 0)
+        return positions, labels, crowd
+
+
+def _label_of(info: dict[str, Any], where: str) -> int:
+    for key in ("label_id", "category_id"):
+        if key in info:
+            return int(info[key])
+    raise ValueError(f"{where}: segment {info.get('id')} has neither label_id nor category_id, only {sorted(info)}")
+
+
+def _segment_iou(overlap: np.ndarray) -> np.ndarray:
+    """IoU (N, M) of segments from their overlap table (N + 1, M + 1); void of the reference is in no union."""
+    inner = overlap[1:, 1:]
+    actual_area = overlap[1:].sum(axis=1)[:, None]
+    predicted_area = (overlap[1:, 1:].sum(axis=0))[None, :]  # without what lies on void
+    union = actual_area + predicted_area - inner
+    return inner / np.maximum(union, 1)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,102 @@
+"""Mean intersection over union of semantic maps, from one confusion matrix (same figures as `evaluate`'s mean_iou)."""
+
+from typing import Any
+
+import numpy as np
+
+from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
+
+
+class MeanIoU(Metric):
+    """Mean IoU and accuracies of semantic maps.
+
+    `update` takes maps (H, W) of class ids 0..num_labels - 1, arrays or tensors. Pixels whose reference is
+    `ignore_index` are not counted, whatever is predicted there. Every other predicted or reference value outside the
+    classes is a ValueError: nothing is dropped silently.
+
+    Args:
+        num_labels: number of classes K.
+        ignore_index: reference value of pixels that are not counted.
+        void_index: prediction value that means "no class here" (a panoptic result has such pixels): a miss for the
+            pixel's class, a false positive for none. None: no such value is allowed.
+    """
+
+    description = "Mean intersection over union of semantic segmentation maps."
+    settings = ("num_labels", "ignore_index", "void_index")
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, void_index: int | None = None) -> None:
+        check_num_labels(num_labels)
+        for name, value in (("ignore_index", ignore_index), ("void_index", void_index)):
+            if value is not None and 0 <= value < num_labels:
+                raise ValueError(f"{name} must be outside the classes 0..{num_labels - 1}, got {value}")
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+        self.void_index = void_index
+        super().__init__()
+
+    def compute(self) -> dict[str, Any]:
+        """Fractions 0..1; nan where nothing was counted.
+
+        Returns:
+            `mean_iou`, `overall_accuracy`, `mean_accuracy` (floats) and `per_category_iou`, `per_category_accuracy`
+            (lists indexed by class id). A class that is neither in references nor in predictions has IoU nan, one
+            that is not in references accuracy nan; the means leave nan out.
+        """
+        correct = np.diagonal(self.confusion).astype(np.float64)  # (K,)
+        in_reference = self.confusion.sum(axis=1)  # (K,)
+        in_prediction = self.confusion[:, : self.num_labels].sum(axis=0)  # (K,)
+        iou = _ratio(correct, in_reference + in_prediction - correct)
+        accuracy = _ratio(correct, in_reference)
+        return {
+            "mean_iou": _mean(iou),
+            "overall_accuracy": float(_ratio(correct.sum(keepdims=True), in_reference.sum(keepdims=True))[0]),
+            "mean_accuracy": _mean(accuracy),
+            "per_category_iou": iou.tolist(),
+            "per_category_accuracy": accuracy.tolist(),
+        }
+
+    def _reset_state(self) -> None:
+        # row: class of the reference; column: predicted class, the last one for "no class here"
+        self.confusion = np.zeros((self.num_labels, self.num_labels + 1), dtype=np.int64)
+
+    def _merge_state(self, other: "MeanIoU") -> None:
+        self.confusion += other.confusion
+
+    def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
+        predicted = _integer_map(prediction, f"{where}, prediction")
+        actual = _integer_map(reference, f"{where}, reference")
+        if predicted.shape != actual.shape:
+            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
+        counted = actual != self.ignore_index  # (H, W)
+        if not counted.all():
+            predicted, actual = predicted[counted], actual[counted]  # (P,), (P,)
+        check_labels(actual, self.num_labels, f"{where}, reference (ignore_index {self.ignore_index} apart)")
+        if self.void_index is not None:
+            predicted = np.where(predicted == self.void_index, self.num_labels, predicted.astype(np.int64))
+        check_labels(predicted, self.num_labels + (self.void_index is not None), f"{where}, prediction")
+        # number of the confusion's cell, (P,) or (H, W)
+        cell = actual.astype(np.int64) * (self.num_labels + 1) + predicted.astype(np.int64, copy=False)
+        cells = np.bincount(cell.ravel(), minlength=self.confusion.size)
+        self.confusion += cells.reshape(self.confusion.shape)  # (K, K + 1)
+
+
+def _integer_map(value: Any, where: str) -> np.ndarray:
+    array = to_numpy(value)
+    if array.ndim != 2:
+        raise ValueError(f"{where}: a semantic map must have shape (H, W), got {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{where}: a semantic map must hold integers, got {array.dtype}")
+    return array
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise division; nan where the denominator is 0."""
+    result = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are not nan; nan where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,202 @@
+"""From images to segments in one call: read, process, run the model, post-process."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from hf_maskformer.data.sample import image_to_rgb, read_image
+from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
+from hf_maskformer.inference.results import SegmentationResult
+from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
+from hf_maskformer.model.postprocess import logits_per_image, resize_maps, semantic_scores
+
+TASKS = ("semantic", "instance", "panoptic")
+SCORE_DECIMALS = 6
+
+AnyInput = str | Path | Image.Image | np.ndarray
+
+
+class Predictor:
+    """Segments images with a trained model.
+
+    Args:
+        model: a directory, a Hub id, or a loaded `HfMaskFormerForUniversalSegmentation` (then `processor` is needed).
+        task: "semantic", "instance" or "panoptic"; default: the one stored with the model.
+        device: where the model runs; default: a GPU if there is one.
+        processor: the image processor of a model that is already loaded; it is not changed.
+        threshold, mask_threshold, overlap_mask_area_threshold: replace the stored ones, 0..1.
+        batch_size: images in one forward pass.
+        intensity_range: values that become black and white, for images of more than 8 bits, which are refused without.
+
+    Raises:
+        ValueError: `model` cannot be loaded, is of another type, or disagrees with its image processor on task,
+            labels or thing classes; an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        *,
+        processor: Any = None,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        batch_size: int = 4,
+        intensity_range: tuple[float, float] | None = None,
+    ) -> None:
+        if isinstance(model, (str, Path)):
+            if processor is not None:
+                raise ValueError("processor is read from the model's directory; give it only with a loaded model")
+            model, processor = load_checkpoint(model)
+        elif processor is None:
+            raise ValueError("processor is needed when model is a loaded model")
+        else:
+            check_agreement(model.config, processor, type(model).__name__)
+        self.task = task or processor.task or model.config.task
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {TASKS}, got {self.task!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.processor = copy.copy(processor)
+        self.processor.task = None  # the task is chosen here; no method is hidden
+        overrides = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "overlap_mask_area_threshold": overlap_mask_area_threshold,
+        }
+        for name, value in overrides.items():
+            if value is None:
+                continue
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be within 0..1, got {value}")
+            setattr(self.processor, name, value)
+        self.batch_size = batch_size
+        self.intensity_range = intensity_range
+        self.id2label = {int(label): str(name) for label, name in model.config.id2label.items()}
+
+    def __call__(self, images: AnyInput | Iterable[AnyInput]) -> list[SegmentationResult]:
+        """Results in the order of the images; a single image gives a list of one. See `stream` for many images."""
+        return list(self.stream(images))
+
+    def stream(self, images: AnyInput | Iterable[AnyInput]) -> Iterator[SegmentationResult]:
+        """As the call, but yields results batch by batch, so that any number of images fits into memory.
+
+        Args:
+            images: paths, PIL images or arrays ((H, W), (H, W, 3) or (H, W, 4), uint8, or one channel of any type with
+                `intensity_range`), of any sizes.
+
+        Raises:
+            ValueError: an image cannot be read; the message names its file or position.
+        """
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+            images = [images]
+        used_names: set[str] = set()
+        numbered = enumerate(images)
+        while batch := list(islice(numbered, self.batch_size)):
+            arrays = [self._read(image, index) for index, image in batch]
+            names = [_unique_name(image, index, used_names) for index, image in batch]
+            yield from self._predict(arrays, names)
+
+    @torch.inference_mode()
+    def _predict(self, images: list[np.ndarray], names: list[str]) -> list[SegmentationResult]:
+        inputs = self.processor(images=images, return_tensors="pt")
+        outputs = self.model(
+            pixel_values=inputs["pixel_values"].to(self.device), pixel_mask=inputs["pixel_mask"].to(self.device)
+        )
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        if self.task == "semantic":
+            found = self._semantic(outputs, sizes)
+        else:
+            method = getattr(self.processor, f"post_process_{self.task}_segmentation")
+            found = [
+                (result["segmentation"].cpu().numpy(), result["segments_info"])
+                for result in method(outputs, target_sizes=sizes)
+            ]
+        return [
+            SegmentationResult(
+                segmentation=segmentation.astype(np.int32, copy=False),
+                segments=[self._describe(segmentation, segment) for segment in segments],
+                task=self.task,
+                id2label=self.id2label,
+                image=image,
+                name=name,
+            )
+            for (segmentation, segments), image, name in zip(found, images, names, strict=True)
+        ]
+
+    def _semantic(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, list[dict[str, Any]]]]:
+        """One segment per class present, id = label id + 1; its score is the mean share of the class in its pixels."""
+        maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        found = []
+        for label_map, (class_logits, mask_logits, size, extent) in zip(
+            maps, logits_per_image(outputs, sizes), strict=True
+        ):
+            scores = semantic_scores(class_logits, mask_logits, self.processor.class_activation)  # (K, h, w)
+            shares = scores / scores.sum(dim=0, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+            segments = []
+            for label in label_map.unique().tolist():
+                share = resize_maps(shares[label : label + 1], size, extent)[0]  # (H, W)
+                score = float(share[label_map == label].mean())
+                segments.append({"id": label + 1, "label_id": label, "score": score})
+            found.append((label_map.cpu().numpy() + 1, segments))
+        return found
+
+    def _describe(self, segmentation: np.ndarray, segment: dict[str, Any]) -> dict[str, Any]:
+        rle = segment["rle"] if "rle" in segment else encode_rle(segmentation == segment["id"])
+        return {
+            "id": int(segment["id"]),
+            "label_id": int(segment["label_id"]),
+            "label": self.id2label[int(segment["label_id"])],
+            "score": round(float(segment["score"]), SCORE_DECIMALS),
+            "rle": rle,
+            "area": rle_area(rle),
+            "bbox": rle_bbox(rle),
+        }
+
+    def _read(self, image: AnyInput, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        if isinstance(image, (str, Path)):
+            return read_image(image, self.intensity_range)
+        where = f"image {index}"
+        if isinstance(image, np.ndarray):
+            image = _pil_image(image, where)
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"{where} must be a path, a PIL image or an array, got {type(image).__name__}")
+        return image_to_rgb(ImageOps.exif_transpose(image), where, self.intensity_range)
+
+
+def _pil_image(array: np.ndarray, where: str) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(f"{where} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if channels == 1:
+        array = array.reshape(array.shape[:2])
+    if array.dtype == np.uint8:
+        return Image.fromarray(array)
+    if channels == 1 and array.dtype.kind in "iuf":
+        return Image.fromarray(array.astype(np.float32))  # read_image's rule for more than 8 bits applies
+    raise ValueError(
+        f"{where} has values {array.min()}..{array.max()} of type {array.dtype}; allowed: uint8, and other numbers "
+        f"for images of one channel together with intensity_range"
+    )
+
+
+def _unique_name(image: AnyInput, index: int, used: set[str]) -> str:
+    """The file's stem or the image's number; a repeated stem gets a number behind it."""
+    stem = Path(image).stem if isinstance(image, (str, Path)) else f"image-{index + 1:04d}"
+    name, number = stem, 1
+    while name in used:
+        number += 1
+        name = f"{stem}-{number}"
+    used.add(name)
+    return name

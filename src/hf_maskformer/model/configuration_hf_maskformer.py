@@ -1,0 +1,319 @@
+"""Configuration of every member of the MaskFormer family: flat fields, prefixed by the part they belong to.
+
+A part is chosen by name (a ``Literal``) and sized by the fields that carry its prefix; only ``modeling_hf_maskformer.py``
+turns this configuration into modules. Defaults are MaskFormer's (Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278).
+"""
+
+import difflib
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+from .official import is_official_config, translate_config
+
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1  # of config.json: raised when a field changes its meaning
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_hf_maskformer.HfMaskFormerConfig",
+    "AutoModel": "modeling_hf_maskformer.HfMaskFormerModel",
+    "AutoModelForUniversalSegmentation": "modeling_hf_maskformer.HfMaskFormerForUniversalSegmentation",
+    "AutoModelForImageSegmentation": "modeling_hf_maskformer.HfMaskFormerForUniversalSegmentation",
+    "AutoImageProcessor": "image_processing_hf_maskformer.HfMaskFormerImageProcessor",
+}
+
+# Keywords that PreTrainedConfig consumes itself although they are no dataclass fields.
+_INHERITED_KEYWORDS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_version",
+}
+
+# Four feature maps at strides 4, 8, 16, 32 of MaskFormer's own ResNet-50.
+_DEFAULT_BACKBONE = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+
+
+@strict
+class HfMaskFormerConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`HfMaskFormerModel`] and [`HfMaskFormerForUniversalSegmentation`].
+
+    Args:
+        backbone_config: A transformers backbone configuration (object or dict with `model_type`). Default: ResNet-50.
+        backbone: `"timm/<name>"` instead of `backbone_config`; random weights, no network access.
+        backbone_freeze_batch_norm: Keep batch norms of the backbone at their stored statistics and affine values.
+        backbone_neck: `"pyramid"` makes four maps (strides 4 to 32) of a backbone with one stride (plain ViT);
+            `"auto"` does so only where the measured strides ask for it; `"none"` refuses such a backbone.
+        num_channels: Channels of `pixel_values`.
+        spatial_dims: 2 for images (volumes, 3, come with their own parts).
+        image_size: Height and width of the canvas that the image processor pads to.
+        pixel_decoder: `"fpn"` or `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
+            models, official code `TransformerEncoderPixelDecoder`).
+        pixel_decoder_layers: Encoder layers of `"fpn_transformer"`.
+        query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3).
+        num_queries: N, the number of predicted masks.
+        mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding.
+        class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object".
+        class_activation: How class logits become probabilities.
+        criterion_resolution: `"target"`: predictions are upsampled to the targets (published); `"prediction"`: targets
+            are averaged down to the predictions, 16 times fewer pixels.
+        loss_*_weight: Weights of the terms (class CE 1, focal 20, dice 1 as published).
+        loss_auxiliary: Supervise every decoder layer.
+        loss_pixel_weight: Weight of an auxiliary per-pixel cross-entropy on the per-pixel embedding; its classifier is
+            used in training only. 0 (published) leaves it out.
+        matcher: `"hungarian"` or `"fixed"` (query k predicts class k; semantic only; MaskFormer's own ablation, Table 4).
+        matcher_*_cost: Weights in the matching cost.
+        task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold: What post-processing does by
+            default; the same values stand in `preprocessor_config.json`.
+
+    Raises:
+        ValueError: For a keyword that is no field (the nearest field is named) and for fields that contradict each other.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: For a value of the wrong type or an unknown part.
+    """
+
+    model_type = "hf_maskformer"
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone: str | None = None
+    backbone_freeze_batch_norm: bool = False
+    backbone_neck: Literal["auto", "pyramid", "none"] = "auto"
+    num_channels: int = 3
+    spatial_dims: int = 2
+    image_size: list[int] | tuple[int, ...] = (512, 512)
+
+    pixel_decoder: Literal["fpn", "fpn_transformer"] = "fpn"
+    pixel_decoder_dim: int = 256
+    pixel_decoder_layers: int = 6
+    pixel_decoder_heads: int = 8
+    pixel_decoder_ffn_dim: int = 2048
+    pixel_decoder_dropout: float | int = 0.1
+    mask_dim: int = 256
+
+    query_decoder: Literal["standard"] = "standard"
+    query_decoder_layers: int = 6
+    query_decoder_dim: int = 256
+    query_decoder_heads: int = 8
+    query_decoder_ffn_dim: int = 2048
+    query_decoder_dropout: float | int = 0.1
+    query_decoder_attention_dropout: float | int = 0.1
+    query_decoder_activation_dropout: float | int = 0.1
+    query_decoder_activation: Literal["relu", "gelu"] = "relu"
+    num_queries: int = 100
+
+    mask_head: Literal["dot_product"] = "dot_product"
+    mask_head_layers: int = 3
+    class_head: Literal["linear"] = "linear"
+    class_activation: Literal["softmax", "sigmoid"] = "softmax"
+
+    criterion_resolution: Literal["target", "prediction"] = "target"
+    loss_class_weight: float | int = 1.0
+    loss_mask_weight: float | int = 20.0
+    loss_dice_weight: float | int = 1.0
+    loss_pixel_weight: float | int = 0.0
+    loss_no_object_weight: float | int = 0.1
+    loss_focal_alpha: float | int = 0.25
+    loss_focal_gamma: float | int = 2.0
+    loss_auxiliary: bool = True
+    matcher: Literal["hungarian", "fixed"] = "hungarian"
+    matcher_class_cost: float | int = 1.0
+    matcher_mask_cost: float | int = 20.0
+    matcher_dice_cost: float | int = 1.0
+
+    task: Literal["semantic", "instance", "panoptic"] = "panoptic"
+    thing_label_ids: list[int] | tuple[int, ...] | None = None
+    ignore_index: int = 255
+    threshold: float | int = 0.5
+    mask_threshold: float | int = 0.5
+    overlap_mask_area_threshold: float | int = 0.8
+
+    init_std: float | int = 0.02
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown_keywords(kwargs)
+        self.backbone_config = _build_backbone_config(self.backbone_config, self.backbone, self.num_channels)
+        self.backbone = None  # one place holds the backbone: backbone_config
+        self.image_size = [int(side) for side in self.image_size]
+        super().__post_init__(**kwargs)
+        if self.id2label is None:
+            self.num_labels = 2
+        if self.label2id is None or len(self.label2id) != len(self.id2label):
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.thing_label_ids = self._resolved_thing_label_ids()
+        self.validate_consistency()
+
+    def _resolved_thing_label_ids(self) -> list[int]:
+        """Without an explicit choice no class is countable in a semantic model, and every class is in the others."""
+        if self.thing_label_ids is not None:
+            return sorted(int(label_id) for label_id in self.thing_label_ids)
+        return [] if self.task == "semantic" else sorted(self.id2label)
+
+    @classmethod
+    def field_names(cls) -> set[str]:
+        """Names of all fields that a keyword may set."""
+        return set(cls.__dataclass_fields__)
+
+    def _refuse_unknown_keywords(self, keywords: dict[str, Any]) -> None:
+        unknown = sorted(set(keywords) - _INHERITED_KEYWORDS)
+        if not unknown:
+            return
+        fields = sorted(name for name in self.field_names() if not name.startswith("_"))
+        nearest = difflib.get_close_matches(unknown[0], fields, n=1, cutoff=0.0)
+        raise ValueError(
+            f"HfMaskFormerConfig has no field {unknown[0]!r} (given: {keywords[unknown[0]]!r}); the nearest field is "
+            f"{nearest[0]!r}."
+        )
+
+    def validate_consistency(self) -> None:
+        """Checks that span several fields; run at construction, on save and by the model's constructor."""
+        allowed = sorted(self.id2label)
+        if allowed != list(range(len(allowed))):
+            raise ValueError(f"id2label must have the ids 0..K-1 without a gap, got {allowed}.")
+        for label_id in self.thing_label_ids or ():
+            if label_id not in self.id2label:
+                raise ValueError(f"thing_label_ids contains {label_id}, allowed are the ids of id2label: {allowed}.")
+        if len(self.image_size) != self.spatial_dims or min(self.image_size) < 1:
+            raise ValueError(f"image_size must be {self.spatial_dims} positive integers, got {self.image_size}.")
+        if self.spatial_dims != 2:
+            raise ValueError(
+                f"spatial_dims is {self.spatial_dims}; pixel_decoder {self.pixel_decoder!r} allows 2 only."
+            )
+        for width, heads in (
+            ("query_decoder_dim", "query_decoder_heads"),
+            ("pixel_decoder_dim", "pixel_decoder_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width} ({getattr(self, width)}) must be a multiple of {heads} ({getattr(self, heads)})."
+                )
+        if self.query_decoder_dim % 4 or self.pixel_decoder_dim % 4:
+            raise ValueError(
+                f"query_decoder_dim ({self.query_decoder_dim}) and pixel_decoder_dim ({self.pixel_decoder_dim}) must be "
+                "multiples of 4 (sine and cosine of two coordinates)."
+            )
+        if self.class_activation == "sigmoid" and self.class_head == "linear":
+            raise ValueError(
+                "class_activation 'sigmoid' needs a class head of its own; class_head 'linear' is softmax."
+            )
+        if self.matcher == "fixed" and (self.task != "semantic" or self.num_queries < len(self.id2label)):
+            raise ValueError(
+                f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {self.task!r}) and num_queries "
+                f"({self.num_queries}) at least the number of labels ({len(self.id2label)})."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Merge keyword overrides *before* construction, so that every check sees the final values.
+
+        Official `maskformer` dictionaries are translated field by field (`official.py`). `id2label` or `num_labels`
+        given without `thing_label_ids` resets the latter, because the old ids speak of other classes.
+        """
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        config_dict = dict(config_dict)
+        if is_official_config(config_dict):
+            config_dict = translate_config(config_dict)
+        written_by = config_dict.get("format_version", FORMAT_VERSION)
+        if written_by > FORMAT_VERSION:
+            raise ValueError(
+                f"This configuration has format_version {written_by}; this release reads up to {FORMAT_VERSION}. "
+                "Update hf_maskformer."
+            )
+        known = cls.field_names() | _INHERITED_KEYWORDS
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in known and key != "auto_map"}
+        if "num_labels" in overrides and "id2label" not in overrides:
+            if overrides["num_labels"] != len(config_dict.get("id2label") or ()):
+                overrides["id2label"] = {index: f"LABEL_{index}" for index in range(overrides["num_labels"])}
+            overrides.pop("num_labels")
+        if "id2label" in overrides:
+            config_dict.pop("label2id", None)
+            config_dict.pop("num_labels", None)
+            if "thing_label_ids" not in overrides and config_dict.pop("thing_label_ids", None):
+                logger.warning("id2label was replaced without thing_label_ids: they are reset to the task's default.")
+        if overrides.get("dtype") == "auto":
+            overrides.pop("dtype")
+        if isinstance(overrides.get("backbone_config"), dict) and "model_type" not in overrides["backbone_config"]:
+            overrides["backbone_config"] = {
+                **(config_dict.get("backbone_config") or {}),
+                **overrides["backbone_config"],
+            }
+        config_dict.update(overrides)
+        config = cls(**config_dict)
+        for telemetry in ("_from_auto", "_from_pipeline"):
+            kwargs.pop(telemetry, None)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but an official file's `model_type` is no reason for a warning: it is translated."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type")
+        if is_official_config(config_dict):
+            config_dict = translate_config(config_dict)
+        elif model_type is not None and model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; HfMaskFormer reads 'hf_maskformer' and "
+                "official 'maskformer' checkpoints."
+            )
+        return config_dict, unused
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Write config.json with the whole `auto_map` (`register_for_auto_class` would keep a single class)."""
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _build_backbone_config(backbone_config, backbone: str | None, num_channels: int) -> PreTrainedConfig:
+    """One backbone configuration object from either way of naming it; no network access."""
+    if backbone is not None and backbone_config is not None:
+        raise ValueError(f"Give backbone ({backbone!r}) or backbone_config, not both.")
+    if backbone is not None:
+        if not backbone.startswith("timm/"):
+            raise ValueError(
+                f"backbone must be 'timm/<name>', got {backbone!r}; a transformers backbone goes into backbone_config."
+            )
+        backbone_config = {
+            "model_type": "timm_backbone",
+            "backbone": backbone.removeprefix("timm/"),
+            "num_channels": num_channels,
+            "features_only": True,
+            "out_indices": [1, 2, 3, 4],
+        }
+    if backbone_config is None:
+        backbone_config = {**_DEFAULT_BACKBONE, "num_channels": num_channels}
+    if not isinstance(backbone_config, dict):
+        return _with_lists(backbone_config)
+    fields = dict(backbone_config)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"backbone_config has model_type {model_type!r}, which transformers does not know.")
+    for derived in ("transformers_version", "stage_names"):
+        fields.pop(derived, None)
+    return _with_lists(CONFIG_MAPPING[model_type](**fields))
+
+
+def _with_lists(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Tuples become lists, as a round trip through JSON makes them; some backbones' code accepts lists only."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, tuple) and not name.startswith("_"):
+            setattr(config, name, list(value))
+    return config
+
+
+HfMaskFormerConfig.register_for_auto_class()
+
+__all__ = ["AUTO_MAP", "HfMaskFormerConfig"]

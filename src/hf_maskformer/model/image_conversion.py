@@ -1,0 +1,179 @@
+"""Images of any kind -> RGB tensors (3, H, W), and the sizes they are resized and padded to.
+
+8-bit images are taken as they are. What has more than 8 bits has no range that could be known from its values: it is
+scaled from a stated `intensity_range`, or refused. (A guess here is the classic silent error: a 16-bit photo becomes
+white, floats in [0, 1] become black.)
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+from transformers.utils.import_utils import is_vision_available
+
+if is_vision_available():
+    from PIL import Image, ImageOps
+
+CHANNEL_COUNTS = (1, 3, 4)
+# PIL modes whose values are not 8-bit.
+WIDE_PIL_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def list_images(images: Any) -> tuple[list[Any], bool]:
+    """The images as a flat list, and whether the caller gave a single one.
+
+    Raises:
+        ValueError: the list is empty or nested, or an array has four dimensions (it may be a volume).
+    """
+    single = not isinstance(images, (list, tuple))
+    flat = [images] if single else list(images)
+    if not flat:
+        raise ValueError("images is empty, expected at least one image")
+    for index, image in enumerate(flat):
+        if isinstance(image, (list, tuple)):
+            raise ValueError(f"image {index} is a list; images must be one image or a flat list of images")
+        if getattr(image, "ndim", 0) > 3:
+            raise ValueError(
+                f"image {index} has shape {tuple(image.shape)}: pass a batch as a list of images; a 4-dimensional "
+                "array is not read as a batch, it may be a volume"
+            )
+    return flat, single
+
+
+def to_rgb_tensor(
+    image: Any,
+    where: str,
+    *,
+    do_rescale: bool = True,
+    intensity_range: tuple[float, float] | None = None,
+    input_data_format: str | None = None,
+    device: str | torch.device | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Convert a PIL image, a path, an array or a tensor to a (3, H, W) tensor.
+
+    The result is uint8, except float32 for float arrays when `do_rescale` is False: those are taken as they are.
+    Alpha is dropped, a single channel is repeated. `intensity_range` (low, high) is applied to every image that is
+    not 8-bit: low becomes 0, high becomes 255, values outside are clipped.
+
+    Raises:
+        ValueError: wide values without `intensity_range`, values that are not finite, an unclear channel axis.
+    """
+    if isinstance(image, str):
+        image = open_image(image)
+    default_first = isinstance(image, torch.Tensor)
+    if is_vision_available() and isinstance(image, Image.Image):
+        where = f"{where} (PIL mode {image.mode})"
+        image = np.array(image if image.mode in WIDE_PIL_MODES else image.convert("RGB"))
+        input_data_format = "channels_last"
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(_native_array(image))
+    if not isinstance(image, torch.Tensor):
+        raise ValueError(f"{where} must be a PIL image, a numpy array, a torch tensor or a path, got {type(image)}")
+    tensor = _channels_first(image if device is None else image.to(device), where, input_data_format, default_first)
+    if not tensor.is_floating_point() or do_rescale:
+        return _to_three_channels(_to_eight_bits(tensor, where, intensity_range))
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{where} holds values that are not finite")
+    return _to_three_channels(tensor.float())
+
+
+def open_image(path: str) -> "Image.Image":
+    """Open a local image file, with its EXIF rotation applied."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except OSError as error:  # PIL's UnidentifiedImageError and truncated files included
+        raise ValueError(f"cannot read the image file {path}: {error}") from error
+
+
+def resized_size(image_size: tuple[int, int], *, size: SizeDict, size_divisor: int, do_resize: bool, **_: Any) -> Any:
+    """(h, w) that an image of (H, W) is resized to."""
+    if not do_resize:
+        return image_size
+    if size.max_height:
+        height, width = get_image_size_for_max_height_width(image_size, size.max_height, size.max_width)
+        return max(1, height), max(1, width)
+    if size.shortest_edge:
+        resized = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
+    else:
+        resized = (size.height, size.width)
+    return tuple(_round_up(length, size_divisor) for length in resized)
+
+
+def padded_size(
+    sizes: list[tuple[int, int]], *, size: SizeDict, size_divisor: int, do_pad: bool, pad_size: Any, **_: Any
+) -> tuple[int, int]:
+    """(H, W) of the batch; ValueError if an image does not fit."""
+    height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
+    if not do_pad:
+        if len(set(sizes)) > 1:
+            raise ValueError(f"do_pad=False needs images of one size, got {sizes} after resizing")
+        return height, width
+    if pad_size is not None:
+        canvas = (pad_size.height, pad_size.width)
+    elif size.max_height:
+        canvas = (size.max_height, size.max_width)
+    else:
+        canvas = (_round_up(height, size_divisor), _round_up(width, size_divisor))
+    for index, (image_height, image_width) in enumerate(sizes):
+        if image_height > canvas[0] or image_width > canvas[1]:
+            raise ValueError(f"image {index} has size {[image_height, image_width]}, larger than {list(canvas)}")
+    return canvas
+
+
+def _round_up(length: int, divisor: int) -> int:
+    return math.ceil(length / divisor) * divisor if divisor else length
+
+
+def pad(maps: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
+    """Append zeros (False) at the bottom and right of (..., h, w)."""
+    return F.pad(maps, (0, canvas[1] - maps.shape[-1], 0, canvas[0] - maps.shape[-2]))
+
+
+def _native_array(array: np.ndarray) -> np.ndarray:
+    """A copy that torch can take: native byte order, no negative strides, not read-only."""
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _channels_first(tensor: torch.Tensor, where: str, data_format: str | None, default_first: bool) -> torch.Tensor:
+    """(H, W), (C, H, W) or (H, W, C) -> (C, H, W). Where both ends fit, tensors have channels first, arrays last."""
+    if tensor.ndim == 2:
+        return tensor[None]
+    if tensor.ndim != 3 or 0 in tensor.shape:
+        raise ValueError(f"{where} must have shape (H, W), (C, H, W) or (H, W, C), got {tuple(tensor.shape)}")
+    if data_format is None:
+        first, last = tensor.shape[0] in CHANNEL_COUNTS, tensor.shape[-1] in CHANNEL_COUNTS
+        if not first and not last:
+            raise ValueError(f"{where} has shape {tuple(tensor.shape)}: no axis has 1, 3 or 4 channels")
+        data_format = "channels_first" if first and (default_first or not last) else "channels_last"
+    return tensor if str(getattr(data_format, "value", data_format)) == "channels_first" else tensor.permute(2, 0, 1)
+
+
+def _to_eight_bits(tensor: torch.Tensor, where: str, intensity_range: tuple[float, float] | None) -> torch.Tensor:
+    if tensor.dtype == torch.uint8:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8) * 255
+    values = tensor.double()
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{where} holds values that are not finite")
+    if intensity_range is None:
+        low, high = values.min().item(), values.max().item()
+        hint = " (for floats that are already scaled: do_rescale=False)" if tensor.is_floating_point() else ""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{where} has dtype {dtype} and values {low:g}..{high:g}: pass uint8, or say which values are black and "
+            f"white with intensity_range=(low, high){hint}"
+        )
+    low, high = intensity_range
+    return ((values - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def _to_three_channels(tensor: torch.Tensor) -> torch.Tensor:
+    channels = tensor.shape[0]
+    return (tensor.expand(3, -1, -1) if channels == 1 else tensor[:3]).contiguous()  # (3, H, W)

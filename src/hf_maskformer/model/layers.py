@@ -1,0 +1,133 @@
+"""Building blocks that several parts share: attention, feed-forward, transformer layers, convolution + norm, MLP."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries and keys may carry position codes; values never do (DETR)."""
+
+    def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`query` (B, Q, C), `key` and `value` (B, L, C), `key_padding` (B, L) True where a key is padding.
+
+        Returns the attended values (B, Q, C) and, if asked for, the attention weights (B, heads, Q, L).
+        """
+        q = self._split(self.query(query))
+        k = self._split(self.key(key))
+        v = self._split(self.value(value))
+        mask = None if key_padding is None else ~key_padding[:, None, None, :]  # (B, 1, 1, L), True = may attend
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, L)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            weights = scores.softmax(-1)
+            attended = F.dropout(weights, dropout) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        attended = attended.transpose(1, 2).flatten(2)  # (B, Q, C)
+        return self.output(attended), weights
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C / heads)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them and dropout after each."""
+
+    def __init__(
+        self, dim: int, *, hidden_dim: int, dropout: float, activation: str, activation_dropout: float
+    ) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden_dim)
+        self.contract = nn.Linear(hidden_dim, dim)
+        self.activation = _ACTIVATIONS[activation]()
+        self.dropout = dropout
+        self.activation_dropout = activation_dropout
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = F.dropout(self.activation(self.expand(states)), self.activation_dropout, self.training)
+        return F.dropout(self.contract(states), self.dropout, self.training)
+
+
+class TransformerEncoderLayer(GradientCheckpointingLayer):
+    """Post-norm self-attention layer of DETR; position codes are added to queries and keys."""
+
+    def __init__(self, dim: int, *, heads: int, ffn_dim: int, dropout: float, activation: str = "relu") -> None:
+        super().__init__()
+        self.self_attention = Attention(dim, heads=heads, dropout=dropout)
+        self.self_attention_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(
+            dim, hidden_dim=ffn_dim, dropout=dropout, activation=activation, activation_dropout=dropout
+        )
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.dropout = dropout
+
+    def forward(self, states: Tensor, positions: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`states` (B, L, C), `positions` (B or 1, L, C), `padding` (B, L); returns (B, L, C)."""
+        located = states + positions
+        attended, _ = self.self_attention(located, located, states, key_padding=padding)
+        states = self.self_attention_norm(states + F.dropout(attended, self.dropout, self.training))
+        return self.feed_forward_norm(states + self.feed_forward(states))
+
+
+class ConvNormActivation(nn.Module):
+    """Convolution without bias, group norm and, unless switched off, ReLU."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int, activation: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(group_count(out_dim), out_dim)
+        self.activation = nn.ReLU() if activation else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(features)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, none after the last."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, layers: int) -> None:
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            states = F.relu(layer(states))
+        return self.layers[-1](states)
+
+
+def group_count(dim: int, most: int = 32) -> int:
+    """Groups of a group norm: 32 as published, the largest divisor of `dim` below that for narrow models."""
+    return next(groups for groups in range(min(most, dim), 0, -1) if dim % groups == 0)
+
+
+def resize_padding(padding: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+    """Padding (B, H, W) at the resolution of a feature map; a cell is padding when its first pixel is."""
+    if padding is None:
+        return None
+    return F.interpolate(padding[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5

@@ -1,0 +1,406 @@
+"""The one place where a configuration becomes parts: `HfMaskFormerModel`, `HfMaskFormerForUniversalSegmentation`.
+
+Contracts between the parts (letters: B batch, Q queries, N segments, C channels, E embedding, K classes):
+    backbone:       pixel_values -> list of (B, C_l, H/s_l, W/s_l), fine to coarse
+    pixel decoder:  features, padding -> (mask_features (B, E, H/4, W/4), memory: list of (B, C, H_l, W_l))
+    query decoder:  memory, mask_features, padding, heads -> list of per-layer predictions, first to last
+    class head:     (B, Q, C) -> (B, Q, K + 1), the last column is "no object"
+    mask head:      (B, Q, C), (B, E, H, W) -> (B, Q, H, W) logits
+    criterion:      predictions per layer, targets -> (loss, loss_dict)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+
+from .backbone import Backbone
+from .class_head import LinearClassHead
+from .configuration_hf_maskformer import HfMaskFormerConfig
+from .criterion import Criterion, loss_normalizer
+from .layers import MLP, Attention, ConvNormActivation, FeedForward
+from .mask_head import DotProductMaskHead
+from .official import load_official, official_source, save_official
+from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
+from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
+from .query_decoder_standard import LayerPrediction, StandardQueryDecoder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Wiring: configuration -> parts
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def build_backbone(config: HfMaskFormerConfig) -> Backbone:
+    return Backbone(
+        config.backbone_config,
+        neck=config.backbone_neck,
+        neck_dim=config.pixel_decoder_dim,
+        freeze_batch_norm=config.backbone_freeze_batch_norm,
+        num_channels=config.num_channels,
+    )
+
+
+def _fpn(config: HfMaskFormerConfig, channels: list[int]) -> FpnPixelDecoder:
+    return FpnPixelDecoder(channels, dim=config.pixel_decoder_dim, mask_dim=config.mask_dim)
+
+
+def _fpn_transformer(config: HfMaskFormerConfig, channels: list[int]) -> TransformerFpnPixelDecoder:
+    return TransformerFpnPixelDecoder(
+        channels,
+        dim=config.pixel_decoder_dim,
+        mask_dim=config.mask_dim,
+        layers=config.pixel_decoder_layers,
+        heads=config.pixel_decoder_heads,
+        ffn_dim=config.pixel_decoder_ffn_dim,
+        dropout=config.pixel_decoder_dropout,
+    )
+
+
+def _standard_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) -> StandardQueryDecoder:
+    return StandardQueryDecoder(
+        memory_channels,
+        dim=config.query_decoder_dim,
+        layers=config.query_decoder_layers,
+        heads=config.query_decoder_heads,
+        ffn_dim=config.query_decoder_ffn_dim,
+        dropout=config.query_decoder_dropout,
+        attention_dropout=config.query_decoder_attention_dropout,
+        activation_dropout=config.query_decoder_activation_dropout,
+        activation=config.query_decoder_activation,
+        num_queries=config.num_queries,
+    )
+
+
+def _linear_class_head(config: HfMaskFormerConfig) -> LinearClassHead:
+    return LinearClassHead(config.query_decoder_dim, num_labels=config.num_labels)
+
+
+def _dot_product_mask_head(config: HfMaskFormerConfig) -> DotProductMaskHead:
+    return DotProductMaskHead(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
+
+
+PIXEL_DECODERS = {"fpn": _fpn, "fpn_transformer": _fpn_transformer}
+QUERY_DECODERS = {"standard": _standard_decoder}
+CLASS_HEADS = {"linear": _linear_class_head}
+MASK_HEADS = {"dot_product": _dot_product_mask_head}
+
+
+def build_criterion(config: HfMaskFormerConfig) -> Criterion:
+    return Criterion(
+        num_labels=config.num_labels,
+        matcher=config.matcher,
+        class_weight=config.loss_class_weight,
+        mask_weight=config.loss_mask_weight,
+        dice_weight=config.loss_dice_weight,
+        pixel_weight=config.loss_pixel_weight,
+        no_object_weight=config.loss_no_object_weight,
+        class_cost=config.matcher_class_cost,
+        mask_cost=config.matcher_mask_cost,
+        dice_cost=config.matcher_dice_cost,
+        focal_alpha=config.loss_focal_alpha,
+        focal_gamma=config.loss_focal_gamma,
+        resolution=config.criterion_resolution,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class HfMaskFormerPreTrainedModel(PreTrainedModel):
+    """Loading (our own and official checkpoints), initialisation and gradient checkpointing of both models."""
+
+    config_class = HfMaskFormerConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["StandardQueryDecoderLayer", "TransformerEncoderLayer", "CheckpointedResNetStage"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a checkpoint of ours or an official `maskformer` one; safetensors only, no pickle is ever opened.
+
+        Raises:
+            ValueError: Another model type, or weights that exist only as a pickle (`pytorch_model.bin`).
+        """
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        official_config = official_source(pretrained_model_name_or_path, **kwargs)
+        if official_config is not None:
+            return load_official(cls, pretrained_model_name_or_path, official_config, config=config, **kwargs)
+        kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier)."""
+        if isinstance(module, ConvNormActivation):
+            init.kaiming_uniform_(module.conv.weight, a=1)
+        elif isinstance(module, Attention | FeedForward):
+            for linear in module.children():
+                if isinstance(linear, nn.Linear):
+                    init.xavier_uniform_(linear.weight)
+                    init.zeros_(linear.bias)
+        elif isinstance(module, StandardQueryDecoder):
+            init.normal_(module.query_positions.weight)
+            if isinstance(module.input_projection, nn.Conv2d):
+                _init_projection(module.input_projection)
+        elif isinstance(module, FpnPixelDecoder):
+            _init_projection(module.mask_projection)
+            if isinstance(module, TransformerFpnPixelDecoder):
+                _init_projection(module.input_projection)
+        elif isinstance(module, MLP | LinearClassHead):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.xavier_uniform_(linear.weight)
+                    init.zeros_(linear.bias)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose2d | nn.Conv2d) and not getattr(module, "_is_hf_initialized", False):
+            init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Backbone) and module.timm_model is not None:
+                module.timm_model.set_grad_checkpointing(enable)
+
+    def save_official(self, save_directory, *, image_processor=None) -> None:
+        """Write model and preprocessor files that plain transformers loads.
+
+        Args:
+            save_directory: Created if missing.
+            image_processor: An `HfMaskFormerImageProcessor`; its settings go into preprocessor_config.json.
+
+        Raises:
+            ValueError: A part has no counterpart in the official format; the message names it.
+        """
+        save_official(self, save_directory, image_processor=image_processor)
+
+
+class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
+    """Backbone, pixel decoder, query decoder and heads: `pixel_values` to classes and masks of N queries."""
+
+    def __init__(self, config: HfMaskFormerConfig) -> None:
+        super().__init__(config)
+        config.validate_consistency()
+        self.backbone = build_backbone(config)
+        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+        self.query_decoder = QUERY_DECODERS[config.query_decoder](config, self.pixel_decoder.memory_channels)
+        self.class_head = CLASS_HEADS[config.class_head](config)
+        self.mask_head = MASK_HEADS[config.mask_head](config)
+        self.post_init()
+        if config.backbone_freeze_batch_norm:
+            self.backbone.freeze_batch_norm_affine()
+
+    def predict(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, *, all_layers: bool, need_weights: bool = False
+    ) -> tuple[list[LayerPrediction], Tensor]:
+        """Predictions of all layers (or of the last) and the per-pixel embedding (B, E, H/4, W/4)."""
+        self._check_inputs(pixel_values, pixel_mask)
+        padding = None if pixel_mask is None else pixel_mask == 0
+        features = self.backbone(pixel_values.to(self.dtype))
+        mask_features, memory = self.pixel_decoder(features, padding)
+        predictions = self.query_decoder(
+            memory,
+            mask_features,
+            padding,
+            class_head=self.class_head,
+            mask_head=self.mask_head,
+            all_layers=all_layers,
+            need_weights=need_weights,
+        )
+        return predictions, mask_features
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HfMaskFormerModelOutput | tuple:
+        """`pixel_values` (B, C, H, W); `pixel_mask` (B, H, W), 0 in padding."""
+        _refuse_unknown_arguments(kwargs)
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        weights = self.config.output_attentions if output_attentions is None else output_attentions
+        predictions, mask_features = self.predict(
+            pixel_values, pixel_mask, all_layers=bool(hidden or weights), need_weights=bool(weights)
+        )
+        output = HfMaskFormerModelOutput(
+            class_queries_logits=predictions[-1].class_logits,
+            masks_queries_logits=predictions[-1].mask_logits,
+            valid_extent=valid_extent(pixel_mask),
+            last_hidden_state=predictions[-1].states,
+            mask_features=mask_features if hidden else None,
+            hidden_states=tuple(layer.states for layer in predictions) if hidden else None,
+            attentions=tuple(layer.cross_attention for layer in predictions) if weights else None,
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
+
+    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (B, {self.config.num_channels}, H, W), got {tuple(pixel_values.shape)}."
+            )
+        if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
+            raise ValueError(
+                f"pixel_mask must be {tuple(pixel_values[:, 0].shape)} for these pixel_values, got {tuple(pixel_mask.shape)}."
+            )
+
+
+class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
+    """Mask classification for semantic, instance and panoptic segmentation, with its training loss."""
+
+    def __init__(self, config: HfMaskFormerConfig) -> None:
+        super().__init__(config)
+        self.model = HfMaskFormerModel(config)
+        self.pixel_classifier = nn.Conv2d(config.mask_dim, config.num_labels, 1) if config.loss_pixel_weight else None
+        self.criterion = build_criterion(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
+        loss_normalizer: Tensor | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HfMaskFormerForUniversalSegmentationOutput | tuple:
+        """Predict, and with labels compute the loss.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            pixel_mask: (B, H, W), 0 in padding; None treats everything as image (as transformers does).
+            mask_labels: B tensors (N_i, H, W), bool, uint8 or float, 0 in padding.
+            class_labels: B tensors (N_i,) int64.
+            loss_normalizer: (3,) from `model.loss_normalizer(...)` for a whole accumulation window; None: this batch,
+                summed over processes.
+            output_auxiliary_logits: Return the earlier layers' logits too.
+
+        Raises:
+            ValueError: Inputs of wrong size, a class id outside the labels; names image and value.
+            FloatingPointError: Non-finite logits or targets; names the image's index in the batch.
+        """
+        _refuse_unknown_arguments(kwargs)
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels belong together: give both or none.")
+        labelled = mask_labels is not None
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        weights = self.config.output_attentions if output_attentions is None else output_attentions
+        supervise_all = labelled and self.config.loss_auxiliary
+        predictions, mask_features = self.model.predict(
+            pixel_values,
+            pixel_mask,
+            all_layers=bool(supervise_all or hidden or weights or output_auxiliary_logits),
+            need_weights=bool(weights),
+        )
+        loss, loss_dict = None, None
+        if labelled:
+            supervised = predictions if self.config.loss_auxiliary else predictions[-1:]
+            loss, loss_dict = self._loss(
+                supervised, mask_features, pixel_mask, mask_labels, class_labels, loss_normalizer
+            )
+        output = HfMaskFormerForUniversalSegmentationOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            class_queries_logits=predictions[-1].class_logits,
+            masks_queries_logits=predictions[-1].mask_logits,
+            valid_extent=valid_extent(pixel_mask),
+            auxiliary_logits=_auxiliary_logits(predictions) if output_auxiliary_logits else None,
+            hidden_states=tuple(layer.states for layer in predictions) if hidden else None,
+            attentions=tuple(layer.cross_attention for layer in predictions) if weights else None,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def loss_normalizer(self, class_labels: Sequence[Tensor], divisor: float = 1.0, reduce: bool = True) -> Tensor:
+        """Counts that normalise the loss of one optimiser step; hand them to every `forward` of the step.
+
+        Args:
+            class_labels: Labels (N_i,) of every image of the accumulation window on this process.
+            divisor: What the loss is divided by afterwards (Accelerate: the configured accumulation steps).
+            reduce: Sum over the processes of torch.distributed; then every process must make this call.
+        """
+        return loss_normalizer(
+            class_labels,
+            num_queries=self.config.num_queries,
+            no_object_weight=self.config.loss_no_object_weight,
+            divisor=divisor,
+            reduce=reduce,
+            device=self.device,
+        )
+
+    def _loss(
+        self,
+        predictions: list[LayerPrediction],
+        mask_features: Tensor,
+        pixel_mask: Tensor | None,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+        normalizer: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if normalizer is None:
+            # A collective call outside training would hang when processes evaluate different numbers of batches.
+            normalizer = self.loss_normalizer(class_labels, reduce=self.training)
+        return self.criterion(
+            [layer.class_logits for layer in predictions],
+            [layer.mask_logits for layer in predictions],
+            mask_labels=mask_labels,
+            class_labels=class_labels,
+            pixel_mask=pixel_mask,
+            pixel_logits=None if self.pixel_classifier is None else self.pixel_classifier(mask_features),
+            normalizer=normalizer,
+        )
+
+
+def _auxiliary_logits(predictions: list[LayerPrediction]) -> list[dict[str, Tensor]]:
+    return [
+        {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}
+        for layer in predictions[:-1]
+    ]
+
+
+def _init_projection(projection: nn.Conv2d) -> None:
+    init.kaiming_uniform_(projection.weight, a=1)
+    if projection.bias is not None:
+        init.zeros_(projection.bias)
+
+
+def _refuse_unknown_arguments(arguments: dict[str, Any]) -> None:
+    """Trainer and pipeline may hand on `num_items_in_batch`; anything else unknown is a mistake of the caller."""
+    unknown = sorted(set(arguments) - {"num_items_in_batch"})
+    if unknown:
+        raise TypeError(f"forward() got an unexpected argument {unknown[0]!r}.")
+
+
+# transformers' image-segmentation pipeline checks this static table; Auto classes' `register` does not reach it.
+MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["hf_maskformer"] = "HfMaskFormerForUniversalSegmentation"
+
+HfMaskFormerModel.register_for_auto_class("AutoModel")
+HfMaskFormerForUniversalSegmentation.register_for_auto_class("AutoModelForUniversalSegmentation")
+
+__all__ = ["HfMaskFormerForUniversalSegmentation", "HfMaskFormerModel", "HfMaskFormerPreTrainedModel"]

@@ -1,0 +1,67 @@
+"""MaskFormer's pixel decoders (sec. 3.3 and appendix; official code `BasePixelDecoder`, `TransformerEncoderPixelDecoder`).
+
+Contract of every pixel decoder: `features, padding -> (mask_features (B, E, H/4, W/4), memory: list of (B, C, H_l, W_l))`.
+The published code makes the per-pixel embedding with a 3x3 convolution (the paper says 1x1); we follow the code.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import ConvNormActivation, TransformerEncoderLayer, resize_padding
+from .position_encoding import SinePositionEncoding2d
+
+
+class FpnPixelDecoder(nn.Module):
+    """Feature pyramid: the coarsest map is upsampled step by step and summed with the projected finer maps.
+
+    The memory handed to the query decoder is the backbone's coarsest map itself.
+    """
+
+    def __init__(self, in_channels: list[int], *, dim: int, mask_dim: int) -> None:
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.stem = ConvNormActivation(coarsest, dim, kernel_size=3)
+        self.laterals = nn.ModuleList(
+            ConvNormActivation(width, dim, kernel_size=1, activation=False) for width in reversed(finer)
+        )
+        self.outputs = nn.ModuleList(ConvNormActivation(dim, dim, kernel_size=3) for _ in finer)
+        self.mask_projection = nn.Conv2d(dim, mask_dim, kernel_size=3, padding=1)
+        self.memory_channels = [coarsest]
+
+    def forward(self, features: list[Tensor], padding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """`features` fine to coarse; `padding` (B, H, W) of the image is not needed by convolutions."""
+        return self._merge(features, features[-1]), [features[-1]]
+
+    def _merge(self, features: list[Tensor], coarsest: Tensor) -> Tensor:
+        merged = self.stem(coarsest)
+        for lateral, output, feature in zip(self.laterals, self.outputs, reversed(features[:-1]), strict=True):
+            upsampled = F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
+            merged = output(lateral(feature) + upsampled)  # (B, C, H_l, W_l)
+        return self.mask_projection(merged)  # (B, E, H/4, W/4)
+
+
+class TransformerFpnPixelDecoder(FpnPixelDecoder):
+    """A DETR encoder on the coarsest map before the pyramid; its output is also the query decoder's memory."""
+
+    def __init__(
+        self, in_channels: list[int], *, dim: int, mask_dim: int, layers: int, heads: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__([*in_channels[:-1], dim], dim=dim, mask_dim=mask_dim)
+        self.input_projection = nn.Conv2d(in_channels[-1], dim, kernel_size=1)
+        self.position_encoding = SinePositionEncoding2d(dim)
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(dim, heads=heads, ffn_dim=ffn_dim, dropout=dropout) for _ in range(layers)
+        )
+
+    def forward(self, features: list[Tensor], padding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """As in the base class; attention ignores the cells of the coarsest map that `padding` (B, H, W) marks."""
+        projected = self.input_projection(features[-1])  # (B, C, h, w)
+        height, width = projected.shape[-2:]
+        padding = resize_padding(padding, (height, width))
+        positions = self.position_encoding(height, width, padding=padding, device=projected.device)
+        positions = positions.to(projected.dtype)
+        states = projected.flatten(2).transpose(1, 2)  # (B, h*w, C)
+        for layer in self.layers:
+            states = layer(states, positions, None if padding is None else padding.flatten(1))
+        encoded = states.transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
+        return self._merge(features, encoded), [encoded]

@@ -1,0 +1,156 @@
+"""Preset names -> configurations: every number visible, its paper cited."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+MASKFORMER = "MaskFormer, Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named member of the family."""
+
+    summary: str
+    paper: str
+    fields: dict[str, Any]
+
+
+def _resnet(
+    *, depths: list[int], hidden_sizes: list[int], layer_type: str, embedding_size: int = 64
+) -> dict[str, Any]:
+    return {
+        "model_type": "resnet",
+        "depths": depths,
+        "hidden_sizes": hidden_sizes,
+        "layer_type": layer_type,
+        "embedding_size": embedding_size,
+        "out_features": STAGES,
+    }
+
+
+def _swin(*, embed_dim: int, depths: list[int], num_heads: list[int], window_size: int = 7) -> dict[str, Any]:
+    return {
+        "model_type": "swin",
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "window_size": window_size,
+        "drop_path_rate": 0.3,
+        "out_features": STAGES,
+    }
+
+
+BOTTLENECK_WIDTHS = [256, 512, 1024, 2048]
+PRESETS: dict[str, Preset] = {
+    "maskformer-r50": Preset(
+        summary="ResNet-50, FPN, 6 decoder layers; the published semantic model",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _resnet(depths=[3, 4, 6, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            "backbone_freeze_batch_norm": True,
+        },
+    ),
+    "maskformer-r101": Preset(
+        summary="ResNet-101, FPN, 6 decoder layers",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _resnet(depths=[3, 4, 23, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            "backbone_freeze_batch_norm": True,
+        },
+    ),
+    "maskformer-r50-panoptic": Preset(
+        summary="ResNet-50, transformer encoder on the coarsest map, FPN; the published COCO panoptic model",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _resnet(depths=[3, 4, 6, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            "backbone_freeze_batch_norm": True,
+            "pixel_decoder": "fpn_transformer",
+            "image_size": [800, 1333],
+            "threshold": 0.8,
+        },
+    ),
+    "maskformer-swin-tiny": Preset(
+        summary="Swin-T, FPN, 6 decoder layers",
+        paper=MASKFORMER,
+        fields={"backbone_config": _swin(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24])},
+    ),
+    "maskformer-swin-small": Preset(
+        summary="Swin-S, FPN, 6 decoder layers",
+        paper=MASKFORMER,
+        fields={"backbone_config": _swin(embed_dim=96, depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24])},
+    ),
+    "maskformer-swin-base": Preset(
+        summary="Swin-B (window 12), FPN, 6 decoder layers",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _swin(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12),
+            "image_size": [640, 640],
+        },
+    ),
+    "maskformer-r18": Preset(
+        summary="ResNet-18, FPN, 6 decoder layers at the published widths; our smaller sibling of maskformer-r50",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _resnet(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"),
+        },
+    ),
+    "maskformer-light": Preset(
+        summary="narrow ResNet-18, 128-wide decoders, 3 layers, 50 queries, loss at the masks' resolution; trains on a laptop",
+        paper=MASKFORMER,
+        fields={
+            "backbone_config": _resnet(
+                depths=[2, 2, 2, 2], hidden_sizes=[32, 64, 128, 256], layer_type="basic", embedding_size=32
+            ),
+            "pixel_decoder_dim": 128,
+            "mask_dim": 128,
+            "query_decoder_dim": 128,
+            "query_decoder_heads": 4,
+            "query_decoder_ffn_dim": 512,
+            "query_decoder_layers": 3,
+            "query_decoder_dropout": 0.0,
+            "query_decoder_attention_dropout": 0.0,
+            "query_decoder_activation_dropout": 0.0,
+            "num_queries": 50,
+            "criterion_resolution": "prediction",
+            "loss_pixel_weight": 1.0,
+        },
+    ),
+}
+
+
+def list_presets() -> list[str]:
+    """Names that `preset` takes."""
+    return list(PRESETS)
+
+
+def preset(name: str, **overrides: Any) -> HfMaskFormerConfig:
+    """The configuration of a preset, with any field overridden.
+
+    Raises:
+        ValueError: Unknown preset, or an override that is no field or contradicts another.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}; available: {', '.join(PRESETS)}.")
+    return HfMaskFormerConfig(**{**PRESETS[name].fields, **overrides})
+
+
+def image_processor_for(config: HfMaskFormerConfig, **overrides: Any) -> HfMaskFormerImageProcessor:
+    """The image processor that belongs to a configuration: same canvas, labels, task and thresholds."""
+    height, width = config.image_size
+    settings = {
+        "size": {"max_height": height, "max_width": width},
+        "id2label": config.id2label,
+        "thing_label_ids": config.thing_label_ids,
+        "ignore_index": config.ignore_index,
+        "task": config.task,
+        "class_activation": config.class_activation,
+        "threshold": config.threshold,
+        "mask_threshold": config.mask_threshold,
+        "overlap_mask_area_threshold": config.overlap_mask_area_threshold,
+    }
+    return HfMaskFormerImageProcessor(**{**settings, **overrides})

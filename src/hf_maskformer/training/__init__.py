@@ -1,0 +1,1 @@
+"""Training: one readable loop (`train.py`) and the small objects it calls."""

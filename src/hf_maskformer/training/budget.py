@@ -1,0 +1,46 @@
+"""How much of a run is spent: by epochs, steps or minutes, whichever is used up first."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hf_maskformer.training.config import TrainConfig
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; stored in each checkpoint. `seconds` counts training steps only."""
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluations: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Budget:
+    """Progress from 0 to 1 over the budgets a configuration sets; drives schedule, evaluations and the end."""
+
+    def __init__(self, config: TrainConfig, *, num_images: int, images_per_step: int) -> None:
+        self.max_steps = config.max_steps
+        self.epochs = config.epochs
+        self.max_minutes = config.max_minutes
+        self.evaluations = config.evaluations
+        self.epochs_per_step = images_per_step / num_images
+
+    def progress(self, state: TrainState) -> float:
+        spent = []
+        if self.max_steps is not None:
+            spent.append(state.step / self.max_steps)
+        if self.epochs is not None:
+            spent.append(state.step * self.epochs_per_step / self.epochs)
+        if self.max_minutes is not None:
+            spent.append(state.seconds / 60.0 / self.max_minutes)
+        return max(spent)
+
+    def evaluation_due(self, state: TrainState) -> bool:
+        """Whether one of the evaluations before the last is due; the last one follows the loop."""
+        passed = int(self.progress(state) * self.evaluations)
+        return min(passed, self.evaluations - 1) > state.evaluations

@@ -1,0 +1,143 @@
+"""Checkpoints that are whole or absent: written beside their place, renamed into it, never pickled.
+
+A checkpoint is a directory `step-00000100/` with `model/` (model and processor, loadable by from_pretrained),
+`optimizer.safetensors` (the tensors of the optimizer's state) and `state.json` (everything else).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MODEL_FOLDER = "model"
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+UNFINISHED_SUFFIX = ".unfinished"
+
+
+def write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(directory)` on a fresh neighbour of `path` and rename it to `path`; an old one is replaced whole.
+
+    A process killed at any moment leaves the old directory, the new one, or (between the two renames) the old one
+    under the name `.NAME.replaced`, which `restore_replaced` puts back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
+    replaced = path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    write(unfinished)
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    unfinished.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(path: Path) -> None:
+    """Undo a replacement of `path` that was cut off between its two renames."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def save_model(path: Path, model: Any, processor: Any) -> None:
+    """Model and processor in one directory that `from_pretrained` reads."""
+
+    def write(directory: Path) -> None:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+
+    write_directory(path, write)
+
+
+def save_checkpoint(
+    folder: Path, *, model: Any, processor: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-N` (N = `state["step"]`), then delete all but the newest `keep` (at least 1)."""
+    path = folder / f"step-{state['step']:08d}"
+
+    def write(directory: Path) -> None:
+        model.save_pretrained(directory / MODEL_FOLDER)
+        processor.save_pretrained(directory / MODEL_FOLDER)
+        tensors, plain = split_state(optimizer.state_dict())
+        save_file(tensors, directory / OPTIMIZER_FILE)
+        (directory / STATE_FILE).write_text(json.dumps({**state, "optimizer": plain}, indent=2))
+
+    write_directory(path, write)
+    for old in checkpoints(folder)[: -max(1, keep)]:
+        shutil.rmtree(old)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first. Unfinished directories have other names and are not seen."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
+    whole = [path for path in found if (path / STATE_FILE).is_file() and (path / OPTIMIZER_FILE).is_file()]
+    return sorted(whole)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state` (the optimizer's part stays under "optimizer")."""
+    try:
+        return json.loads((checkpoint / STATE_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{checkpoint / STATE_FILE} is not JSON ({error}); delete {checkpoint} to use an older one"
+        ) from error
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Fill `optimizer`, built over the same parameters in the same order.
+
+    Raises:
+        ValueError: the stored groups hold other parameter names.
+    """
+    plain = load_state(checkpoint)["optimizer"]
+    for stored, group in zip(plain["param_groups"], optimizer.param_groups, strict=True):
+        if stored["parameter_names"] != group["parameter_names"]:
+            odd = sorted(set(stored["parameter_names"]) ^ set(group["parameter_names"]))
+            raise ValueError(f"{checkpoint} was written for other parameters than this model's; differing: {odd[:5]}")
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in load_file(checkpoint / OPTIMIZER_FILE).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+
+
+def split_state(state_dict: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by "INDEX.NAME" and JSON-ready groups.
+
+    Raises:
+        ValueError: a state entry is not a tensor (no optimizer used here has one).
+    """
+    tensors = {}
+    for index, entries in state_dict["state"].items():
+        for name, value in entries.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f"optimizer state {index}.{name} is a {type(value).__name__}; only tensors can be saved"
+                )
+            tensors[f"{index}.{name}"] = value.detach().contiguous()
+    return tensors, {"param_groups": state_dict["param_groups"]}

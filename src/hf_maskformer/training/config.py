@@ -1,0 +1,305 @@
+"""What a training run can be told, once: the dataclass is the source of the defaults, of the flags and of their help.
+
+Precedence: the defaults here < a recipe (YAML, only what differs) < flags.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+CONFIG_FILE = "train_config.json"
+# A resumed run must be the same run; budgets, reporting and loading details may change.
+FIELDS_FIXED_BY_RESUME = (
+    "preset",
+    "init_from",
+    "dataset",
+    "task",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "backbone_learning_rate_multiplier",
+    "weight_decay",
+    "schedule",
+    "crop_size",
+    "scale_range",
+    "seed",
+    "config_overrides",
+)
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """One training run. It needs `epochs`, `max_steps` or `max_minutes`; the first one reached ends it."""
+
+    dataset: str = option("scenes", "dataset folder, Hub id, or 'scenes' for the built-in drawn scenes")
+    output_dir: str = option("runs/train", "where best/, final/, metrics.json, log.jsonl, checkpoints/, samples/ go")
+    preset: str = option("maskformer-light", "architecture; `hf-maskformer presets` lists them")
+    init_from: str | None = option(
+        None, "start from the weights of this checkpoint instead of the preset's random ones"
+    )
+    task: Literal["semantic", "instance", "panoptic"] | None = option(None, "default: what the dataset's shape says")
+    format: str | None = option(None, "dataset format; default: found from the folder's shape")
+    train_split: str = option("train", "split to train on")
+    val_split: str | None = option("val", "split to evaluate on; 'none' trains without evaluation")
+    dataset_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further KEY=VALUE options to read the training split"}
+    )
+    val_dataset_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further KEY=VALUE options to read the val split"}
+    )
+    config_overrides: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "KEY=VALUE fields of the preset to change"}
+    )
+
+    epochs: float | None = option(None, "budget: passes over the training split")
+    max_steps: int | None = option(None, "budget: optimizer steps")
+    max_minutes: float | None = option(None, "budget: minutes of training, evaluations and checkpoints not counted")
+
+    batch_size: int = option(8, "images per process and forward pass")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    learning_rate: float = option(1e-4, "of AdamW, for everything but the backbone")
+    backbone_learning_rate_multiplier: float = option(0.1, "backbone learning rate / learning_rate")
+    weight_decay: float = option(1e-4, "not applied to norms, biases, embeddings and position tables")
+    schedule: Literal["poly", "cosine", "constant"] = option("poly", "learning rate over the budget; poly: power 0.9")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    max_grad_norm: float | None = option(
+        0.01, "clip the gradient of the whole model to this norm; 'none': no clipping"
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast type of the forward pass")
+    seed: int = option(0, "of weights, data order, augmentation and dropout")
+
+    crop_size: tuple[int, int] | None = option(None, "HEIGHT WIDTH of a training crop; default: the preset's canvas")
+    scale_range: tuple[float, float] = option((0.5, 2.0), "LOW HIGH of the random resize before the crop")
+    flip_probability: float = option(0.5, "of a left-right flip")
+    color_jitter: bool = option(True, "random brightness, contrast, saturation and hue")
+    max_class_fraction: float | None = option(None, "try again while one class fills more than this part of a crop")
+    num_workers: int = option(1, "processes that read and augment images; 0: in the training process")
+    on_bad_sample: Literal["raise", "skip"] = option(
+        "raise", "an unreadable image ends the run, or is logged and passed"
+    )
+    intensity_range: tuple[float, float] | None = option(
+        None, "LOW HIGH scaled to 0..255, for 16-bit and float images"
+    )
+
+    log_every: int = option(10, "steps per line of log.jsonl")
+    evaluations: int = option(4, "evaluations on val_split, evenly spread over the budget, the last one at its end")
+    eval_limit: int | None = option(None, "images used by every evaluation but the last")
+    eval_batch_size: int = option(4, "images per forward pass in evaluation")
+    num_samples: int = option(4, "evaluation images drawn with truth and prediction in samples/")
+    checkpoint_every: int = option(200, "steps between checkpoints")
+    keep_checkpoints: int = option(2, "newest checkpoints kept")
+    resume: bool = option(False, "go on from the newest whole checkpoint of output_dir")
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_steps is None and self.max_minutes is None:
+            raise ValueError("no training budget: give at least one of epochs, max_steps, max_minutes")
+        for name in ("epochs", "max_steps", "max_minutes", "max_grad_norm", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value!r}; it must be greater than 0")
+        for name in ("batch_size", "gradient_accumulation_steps", "log_every", "evaluations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
+        for name in (
+            "weight_decay",
+            "backbone_learning_rate_multiplier",
+            "warmup_steps",
+            "num_workers",
+            "num_samples",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
+        for name in ("scale_range", "intensity_range"):
+            pair = getattr(self, name)
+            if pair is not None and not pair[0] <= pair[1]:
+                raise ValueError(f"{name} is {pair!r}; LOW must not exceed HIGH")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def train_config(recipe: str | Path | None = None, flags: dict[str, Any] | None = None) -> TrainConfig:
+    """Defaults < recipe < flags. Dict fields (`config_overrides`, ...) merge key by key.
+
+    With `resume` the run's own stored configuration stands below the recipe, so `--resume --output-dir RUN` suffices.
+
+    Raises:
+        ValueError: an unknown key (with the nearest field), or a value that is not of the field's type.
+    """
+    layers = [read_recipe(Path(recipe))] if recipe is not None else []
+    layers.append(dict(flags or {}))
+    wanted = merge(layers)
+    stored = Path(wanted.get("output_dir", TrainConfig.output_dir)) / CONFIG_FILE
+    if wanted.get("resume") and stored.is_file():
+        layers.insert(0, checked_fields(json.loads(stored.read_text()), str(stored)))
+    return TrainConfig(**merge(layers))
+
+
+def merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Later layers win; dict values are merged one level deep."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields a YAML recipe sets, converted to the dataclass's types."""
+    if not path.is_file():
+        raise ValueError(f"recipe {path} does not exist")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} holds a {type(values).__name__}; it must be a mapping of training options")
+    return checked_fields(values, str(path))
+
+
+def checked_fields(values: dict[str, Any], where: str) -> dict[str, Any]:
+    types_by_name = field_types()
+    converted = {}
+    for key, value in values.items():
+        if key not in types_by_name:
+            nearest = difflib.get_close_matches(str(key), types_by_name, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{where}: unknown option {key!r}; the nearest one is {nearest!r}")
+        try:
+            converted[key] = convert(value, types_by_name[key])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {key} is {value!r}; allowed: {describe(types_by_name[key])}") from error
+    return converted
+
+
+def field_types() -> dict[str, Any]:
+    return typing.get_type_hints(TrainConfig)
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """The type inside `X | None`, and whether None is allowed."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """`value` (from YAML, JSON or a flag's text) as the annotated type; TypeError or ValueError where it is not one.
+
+    YAML reads `1e-4` as a string, hence the conversion of text to numbers.
+    """
+    inner, optional = without_none(hint)
+    if optional and (value is None or value == "none"):
+        return None
+    origin = typing.get_origin(inner)
+    if origin is Literal:
+        if value is False and "no" in typing.get_args(inner):
+            return "no"  # YAML 1.1 reads a bare `no` as False
+        if value not in typing.get_args(inner):
+            raise ValueError(value)
+        return value
+    if origin is tuple:
+        parts = typing.get_args(inner)
+        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
+            raise ValueError(value)
+        return tuple(convert(item, part) for item, part in zip(value, parts, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(value)
+        return dict(value)
+    return convert_scalar(value, inner)
+
+
+def convert_scalar(value: Any, kind: type) -> Any:
+    if kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+        raise TypeError(value)
+    if kind is int and int(value) != float(value):
+        raise ValueError(value)
+    if kind is str and not isinstance(value, str):
+        raise TypeError(value)
+    return kind(value)
+
+
+def describe(hint: Any) -> str:
+    """A type in words, for help texts and errors."""
+    inner, optional = without_none(hint)
+    origin = typing.get_origin(inner)
+    if origin is Literal:
+        text = ", ".join(map(str, typing.get_args(inner)))
+    elif origin is tuple:
+        text = f"{len(typing.get_args(inner))} values of type {typing.get_args(inner)[0].__name__}"
+    elif origin is dict:
+        text = "KEY=VALUE pairs"
+    else:
+        text = inner.__name__
+    return f"{text} or none" if optional else text
+
+
+def key_values(pairs: list[str]) -> dict[str, Any]:
+    """`["a=1", "b=[2,3]"]` as a dict; values are read as YAML."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{pair!r} is not of the form KEY=VALUE")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """One flag per field; a flag that is not given leaves no attribute, so that a recipe's value stands."""
+    hints = field_types()
+    for entry in dataclasses.fields(TrainConfig):
+        inner, _ = without_none(hints[entry.name])
+        flag = "--" + entry.name.replace("_", "-")
+        default = "" if entry.default in (None, dataclasses.MISSING) else f" (default: {entry.default})"
+        help_text = (entry.metadata["help"] + default).replace("%", "%%")
+        keywords: dict[str, Any] = {"dest": entry.name, "default": SUPPRESS, "help": help_text}
+        origin = typing.get_origin(inner)
+        if inner is bool:
+            keywords["action"] = BooleanOptionalAction
+        elif origin is dict:
+            keywords.update(nargs="+", metavar="KEY=VALUE")
+        elif origin is tuple:
+            keywords.update(nargs=len(typing.get_args(inner)), metavar="VALUE")
+        elif origin is Literal:
+            keywords["metavar"] = "|".join(typing.get_args(inner))
+        else:
+            keywords["metavar"] = inner.__name__.upper()
+        parser.add_argument(flag, **keywords)
+
+
+def parsed_flags(namespace: Any) -> dict[str, Any]:
+    """The fields given on the command line, converted; errors name the flag and what is allowed."""
+    hints = field_types()
+    given = {}
+    for name, value in vars(namespace).items():
+        if name not in hints:
+            continue
+        inner, _ = without_none(hints[name])
+        given[name] = key_values(value) if typing.get_origin(inner) is dict else value
+    return checked_fields(given, "command line")
+
+
+def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
+    """ValueError naming every option in which a resumed run differs from the one that wrote `stored`."""
+    current = json.loads(json.dumps(config.to_dict()))
+    differing = [
+        f"{name}: {stored[name]!r} then, {current[name]!r} now"
+        for name in FIELDS_FIXED_BY_RESUME
+        if name in stored and stored[name] != current[name]
+    ]
+    if differing:
+        raise ValueError(f"cannot resume {config.output_dir} with other options ({'; '.join(differing)})")

@@ -1,0 +1,77 @@
+"""Evaluation images beside their truth and their prediction, as one PNG: what a run has learned, at a glance."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_maskformer.model.label_spec import LabelSpec
+from hf_maskformer.visualize import contact_sheet, draw_segments
+
+Segmentation = tuple[np.ndarray, list[dict[str, Any]]]
+
+
+def spread_indices(length: int, count: int) -> list[int]:
+    """Up to `count` indices spread evenly over `range(length)`."""
+    return [round(i * (length - 1) / max(1, count - 1)) for i in range(min(count, length))]
+
+
+def semantic_segments(label_map: np.ndarray, ignore_index: int) -> Segmentation:
+    """A semantic map (H, W) as ids (label + 1, void 0) and one segment per class present."""
+    ids = np.where(label_map == ignore_index, 0, label_map + 1).astype(np.int32)
+    present = [int(i) for i in np.unique(ids) if i > 0]
+    return ids, [{"id": i, "label_id": i - 1} for i in present]
+
+
+def reference_segments(reference: Any, task: str, spec: LabelSpec) -> Segmentation:
+    """What `SegmentationData.reference` gives for `task`, as an id map and its segments."""
+    if task == "semantic":
+        return semantic_segments(np.asarray(reference), spec.ignore_index)
+    if task == "panoptic":
+        segments = [
+            {"id": s["id"], "label_id": s["label_id"] if "label_id" in s else s["category_id"]}
+            for s in reference["segments_info"]
+        ]
+        return np.asarray(reference["segmentation"]), segments
+    masks, labels = np.asarray(reference["masks"]), np.asarray(reference["labels"])
+    ids = np.zeros(masks.shape[-2:], dtype=np.int32)
+    for number, mask in enumerate(masks, start=1):
+        ids[mask.astype(bool)] = number
+    return ids, [{"id": n, "label_id": int(label)} for n, label in enumerate(labels, start=1)]
+
+
+def predicted_segments(
+    processor: Any, outputs: Any, task: str, size: tuple[int, int], spec: LabelSpec
+) -> Segmentation:
+    """The processor's post-processing of one image's outputs at `size` (H, W)."""
+    if task == "semantic":
+        label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+        return semantic_segments(label_map.cpu().numpy(), spec.ignore_index)
+    method = getattr(processor, f"post_process_{task}_segmentation")
+    result = method(outputs, target_sizes=[size])[0]
+    return result["segmentation"].cpu().numpy(), result["segments_info"]
+
+
+def sample_sheet(
+    model: Any, processor: Any, data: Any, indices: Iterable[int], device: torch.device | str
+) -> Image.Image:
+    """One row per image: image, truth, prediction. The model is left in the mode it was in."""
+    spec = data.label_spec
+    was_training = model.training
+    model.eval()
+    panels = []
+    for index in indices:
+        image = data.sample(index).image
+        inputs = processor(images=[image], return_tensors="pt").to(device)
+        with torch.inference_mode():
+            outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+        truth = reference_segments(data.reference(index), data.task, spec)
+        predicted = predicted_segments(processor, outputs, data.task, image.shape[:2], spec)
+        panels.append(Image.fromarray(image))
+        color_by: Literal["label", "segment"] = "label" if data.task == "semantic" else "segment"
+        for ids, segments in (truth, predicted):
+            panels.append(draw_segments(image, ids, segments, spec.id2label, color_by=color_by))
+    model.train(was_training)
+    return contact_sheet(panels, columns=3, titles=["image", "truth", "prediction"] * (len(panels) // 3))

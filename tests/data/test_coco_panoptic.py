@@ -1,0 +1,129 @@
+"""COCO panoptic files: ids, void and crowds; damage is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_maskformer.data.load import load
+
+
+def annotations_file(root: Path) -> Path:
+    return root / "train" / "panoptic.json"
+
+
+def test_rows_and_reference(panoptic_folder: Path, cache_dir: str, panoptic_ids: np.ndarray) -> None:
+    data = load(panoptic_folder, cache_dir=cache_dir)
+    assert (data.format, data.task, len(data)) == ("coco_panoptic", "panoptic", 1)
+    assert data.label_spec.id2label == {0: "cow", 1: "grass"}
+    assert data.label_spec.thing_label_ids == (0,)
+    reference = data.reference(0)
+    expected = np.where(panoptic_ids == 9, 0, panoptic_ids)  # an id that segments_info does not name is void
+    np.testing.assert_array_equal(reference["segmentation"], expected)
+    assert reference["segmentation"].dtype == np.int32
+    assert reference["segments_info"] == [
+        {"id": 1000, "label_id": 0, "iscrowd": False, "area": 4.0},
+        {"id": 70000, "label_id": 0, "iscrowd": True, "area": 4.0},
+        {"id": 5, "label_id": 1, "iscrowd": False, "area": 48 - 8 - 1 - 12.0},
+        {"id": 6, "label_id": 1, "iscrowd": False, "area": 12.0},
+    ]
+
+
+def test_training_targets_merge_stuff_and_leave_out_crowds(
+    panoptic_folder: Path, cache_dir: str, panoptic_ids: np.ndarray
+) -> None:
+    sample = load(panoptic_folder, cache_dir=cache_dir).sample(0)
+    assert sample.class_labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(sample.masks, [panoptic_ids == 1000, np.isin(panoptic_ids, [5, 6])])
+
+
+def test_the_same_rows_serve_the_other_tasks(panoptic_folder: Path, cache_dir: str, panoptic_ids: np.ndarray) -> None:
+    semantic = load(panoptic_folder, task="semantic", cache_dir=cache_dir).reference(0)
+    expected = np.select([np.isin(panoptic_ids, [1000, 70000]), panoptic_ids == 9], [0, 255], 1)
+    np.testing.assert_array_equal(semantic, expected)
+    instance = load(panoptic_folder, task="instance", cache_dir=cache_dir).reference(0)
+    assert instance["labels"].tolist() == [0, 0]
+    assert instance["iscrowd"].tolist() == [False, True]
+
+
+def segment(content: dict, index: int) -> dict:
+    return content["annotations"][0]["segments_info"][index]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: segment(c, 0).update(id=77), r"segment 77 of a\.png is in segments_info, but the PNG has no pixel"),
+        (lambda c: segment(c, 0).update(id=0), r"segment 0 of a\.png is in segments_info, but id 0 is void"),
+        (lambda c: segment(c, 0).update(id=5), r"segment 5 of a\.png stands twice"),
+        (lambda c: segment(c, 2).update(category_id=3), r"segment 5 of a\.png has category_id 3.*allowed: 1, 2"),
+        (lambda c: c["categories"][0].pop("isthing"), r"category 2 \(grass\) has no isthing"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), r"image 1 has more than one annotation"),
+        (lambda c: c["annotations"][0].update(image_id=3), r"an annotation has image_id 3"),
+        (lambda c: c.update(annotations=[]), r"1 image\(s\) have no annotation, such as a\.png"),
+    ],
+)
+def test_damage_is_named(
+    panoptic_folder: Path, cache_dir: str, edit_json: Callable, change: Callable, message: str
+) -> None:
+    edit_json(annotations_file(panoptic_folder), change)
+    with pytest.raises(ValueError, match=r"panoptic\.json") as raised:
+        load(panoptic_folder, cache_dir=cache_dir)
+    assert raised.match(message)
+
+
+def test_png_of_wrong_size_mode_or_missing(panoptic_folder: Path, cache_dir: str) -> None:
+    png = panoptic_folder / "train" / "panoptic" / "a.png"
+    Image.new("RGB", (4, 6)).save(png)
+    with pytest.raises(ValueError, match=r"panoptic/a\.png is 4x6 .*images/a\.png is 8x6"):
+        load(panoptic_folder, cache_dir=cache_dir)
+    Image.new("L", (8, 6)).save(png)
+    with pytest.raises(ValueError, match=r"a\.png: a panoptic PNG must be RGB .* mode L"):
+        load(panoptic_folder, cache_dir=cache_dir)
+    png.unlink()
+    with pytest.raises(ValueError, match=r"panoptic/a\.png: no such panoptic PNG"):
+        load(panoptic_folder, cache_dir=cache_dir)
+
+
+def test_a_changed_png_is_read_again(panoptic_folder: Path, cache_dir: str, panoptic_ids: np.ndarray) -> None:
+    load(panoptic_folder, cache_dir=cache_dir)
+    png = panoptic_folder / "train" / "panoptic" / "a.png"
+    colours = np.asarray(Image.open(png)).copy()
+    colours[5, 0] = colours[5, 1]
+    Image.fromarray(colours).save(png)
+    reference = load(panoptic_folder, cache_dir=cache_dir).reference(0)
+    np.testing.assert_array_equal(reference["segmentation"], np.where(panoptic_ids == 9, 5, panoptic_ids))
+
+
+def plain_ids(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(np.int64) @ [1, 256, 65536]
+
+
+def test_nuclei_agree_with_their_files(shared_data: Path, shared_cache: str) -> None:
+    folder = shared_data / "nuclei" / "val"
+    data = load(shared_data / "nuclei", split="val", cache_dir=shared_cache)
+    assert (data.format, len(data)) == ("coco_panoptic", 66)
+    content = json.loads((folder / "panoptic.json").read_text())
+    for index in (0, 30, 65):
+        annotation = content["annotations"][index]
+        reference = data.reference(index)
+        np.testing.assert_array_equal(
+            reference["segmentation"], plain_ids(folder / "panoptic" / annotation["file_name"])
+        )
+        assert [s["area"] for s in reference["segments_info"]] == [s["area"] for s in annotation["segments_info"]]
+
+
+def test_standard_coco_tree(shared_data: Path, shared_cache: str) -> None:
+    root = shared_data / "coco_panoptic_sample"
+    data = load(root, split=None, cache_dir=shared_cache)
+    assert (len(data), data.label_spec.num_labels, len(data.label_spec.thing_label_ids)) == (2, 133, 80)
+    assert data.label_spec.id2label[0] == "person"
+    annotations = json.loads((root / "panoptic_examples.json").read_text())["annotations"]
+    for index, annotation in enumerate(annotations):
+        named = [segment["id"] for segment in annotation["segments_info"]]
+        ids = plain_ids(root / "panoptic_examples" / annotation["file_name"])
+        np.testing.assert_array_equal(data.reference(index)["segmentation"], np.where(np.isin(ids, named), ids, 0))
+        assert len(data.sample(index).class_labels) > 3

@@ -1,0 +1,36 @@
+"""The table for people."""
+
+import numpy as np
+import pytest
+
+from hf_maskformer.evaluation import MeanIoU, PanopticQuality, format_table
+
+
+def test_semantic_table():
+    metrics = MeanIoU(3).update([np.array([[0, 1]])], [np.array([[0, 0]])]).compute()
+    assert format_table(metrics, {0: "road", 1: "car", 2: "tree"}).splitlines() == [
+        "class     iou  accuracy",
+        "-----------------------",
+        "road   0.5000    0.5000",
+        "car    0.0000         -",
+        "tree        -         -",
+        "-----------------------",
+        "mean_iou          0.2500",
+        "overall_accuracy  0.5000",
+        "mean_accuracy     0.5000",
+    ]
+
+
+def test_panoptic_table_shows_absent_classes_as_absent():
+    entry = {"segmentation": np.ones((2, 2), int), "segments_info": [{"id": 1, "label_id": 0}]}
+    metrics = PanopticQuality([0], 2).update([entry], [entry]).compute()
+    lines = format_table({**metrics, "map_per_category": [1.0, -1.0]}, {0: "nucleus", 1: "background"}).splitlines()
+    assert lines[0].split() == ["class", "pq", "sq", "rq", "TP", "FP", "FN", "map"]
+    assert lines[2].split() == ["nucleus", "1.0000", "1.0000", "1.0000", "1", "0", "0", "1.0000"]
+    assert lines[3].split() == ["background", "-", "-", "-", "0", "0", "0", "-"]
+    assert "pq_stuff   -" in lines
+
+
+def test_wrong_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="per_category has 2 entries but id2label 1 classes"):
+        format_table({"per_category": [0.5, 0.5]}, {0: "one"})

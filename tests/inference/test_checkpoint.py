@@ -1,0 +1,96 @@
+"""Directories that cannot or must not be loaded, each with its reason."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hf_maskformer.inference import Predictor
+from hf_maskformer.inference.checkpoint import load_checkpoint
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "model")
+
+
+def change(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_loads_in_eval_mode(checkpoint):
+    model, processor = load_checkpoint(str(checkpoint))
+    assert not model.training
+    assert processor.task == model.config.task == "panoptic"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "semantic"}, "task is 'panoptic' in the model's config but 'semantic' in the image processor"),
+        ({"thing_label_ids": [1]}, r"thing_label_ids is \[2\] .* but \[1\]"),
+        ({"id2label": {"0": "sky", "1": "crate", "2": "grass"}}, "id2label is .*'grass'.* but .*'crate'"),
+    ],
+)
+def test_config_and_processor_must_agree(copied, fields, message):
+    change(copied / "preprocessor_config.json", **fields)
+    with pytest.raises(ValueError, match=message) as error:
+        Predictor(copied)
+    assert str(copied) in str(error.value)
+
+
+def test_processor_without_a_task_agrees(copied):
+    change(copied / "preprocessor_config.json", task=None, id2label=None, thing_label_ids=None)
+    assert Predictor(copied, device="cpu").task == "panoptic"
+
+
+def test_another_model_type_is_named(copied):
+    change(copied / "config.json", model_type="detr")
+    with pytest.raises(ValueError, match=r"'detr'.*'hf_maskformer'.*'maskformer'") as error:
+        Predictor(copied)
+    assert str(copied) in str(error.value)
+
+
+def test_pickled_weights_are_never_opened(copied):
+    (copied / "model.safetensors").unlink()
+    torch.save({}, copied / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pickle.*pytorch_model\.bin") as error:
+        Predictor(copied)
+    assert str(copied) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model.safetensors", r"no weights.*model\.safetensors"),
+        ("config.json", r"no config\.json"),
+        ("preprocessor_config.json", r"no preprocessor_config\.json"),
+    ],
+)
+def test_missing_files_are_named(copied, missing, message):
+    (copied / missing).unlink()
+    with pytest.raises(ValueError, match=message) as error:
+        Predictor(copied)
+    assert str(copied) in str(error.value)
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        Predictor(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_damaged_files_are_named(copied):
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is no directory that can be loaded") as error:
+        Predictor(copied)
+    assert str(copied) in str(error.value)
+
+
+def test_path_that_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="no directory and cannot be a Hub id"):
+        Predictor(tmp_path / "absent")
+    with pytest.raises(ValueError, match="no-such-owner/no-such-model is no directory or Hub id that can be loaded"):
+        Predictor("no-such-owner/no-such-model")

@@ -1,0 +1,252 @@
+"""Every form of annotation becomes masks and labels; wrong values are named with their image."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
+
+LABELS = {0: "road", 1: "car", 2: "sky"}
+PLAIN = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
+
+
+def photo(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def tiny(**kwargs) -> HfMaskFormerImageProcessor:
+    """A processor that leaves images as they are, with the three labels."""
+    return HfMaskFormerImageProcessor(**{**PLAIN, "id2label": LABELS, **kwargs})
+
+
+class TestSemanticMaps:
+    def test_one_mask_per_label_present(self):
+        label_map = np.array([[0, 2], [255, 2]], dtype=np.uint8)
+        features = tiny()(photo(2, 2), segmentation_maps=label_map)
+        assert features["class_labels"][0].tolist() == [0, 2]
+        assert features["class_labels"][0].dtype == torch.int64
+        assert features["mask_labels"][0].int().tolist() == [[[1, 0], [0, 0]], [[0, 1], [0, 1]]]
+
+    def test_empty_map_gives_no_mask(self):
+        features = tiny()(photo(2, 2), segmentation_maps=np.full((2, 2), 255))
+        assert features["mask_labels"][0].shape == (0, 2, 2)
+        assert features["class_labels"][0].shape == (0,)
+
+    @pytest.mark.parametrize("name", ["do_reduce_labels", "reduce_labels"])
+    def test_void_stays_void_when_labels_are_reduced(self, name, tmp_path):
+        """255 became class 254, and the old name was silently ignored."""
+        label_map = np.array([[0, 1], [3, 255]], dtype=np.uint8)
+        expected = ([0, 2], [[[0, 1], [0, 0]], [[0, 0], [1, 0]]])
+        by_constructor = tiny(**{name: True})
+        by_constructor.save_pretrained(tmp_path)
+        for processor, call in (
+            (by_constructor, {}),
+            (tiny(), {name: True}),
+            (HfMaskFormerImageProcessor.from_pretrained(tmp_path), {}),
+            (HfMaskFormerImageProcessor.from_dict(tiny().to_dict(), **{name: True}), {}),
+        ):
+            features = processor(photo(2, 2), segmentation_maps=label_map, **call)
+            assert (features["class_labels"][0].tolist(), features["mask_labels"][0].int().tolist()) == expected
+        with pytest.raises(ValueError, match="contradicts"):
+            tiny(reduce_labels=True, do_reduce_labels=False)
+
+    def test_wrong_labels_name_image_value_and_range(self):
+        """Label K of 1-based data was trained as "no object"."""
+        maps = [np.zeros((2, 2), int), np.array([[1, 3], [2, 1]])]
+        with pytest.raises(ValueError, match=r"image 1: label 3 .* allowed: 0..2; the labels look 1-based"):
+            tiny()([photo(2, 2)] * 2, segmentation_maps=maps)
+        with pytest.raises(ValueError, match="label -1 is negative"):
+            tiny()(photo(2, 2), segmentation_maps=np.array([[-1, 0], [0, 0]]))
+        with pytest.raises(ValueError, match="label -1 is negative"):
+            tiny(id2label=None, do_reduce_labels=True)(photo(2, 2), segmentation_maps=np.array([[-1, 0], [0, 0]]))
+        with pytest.raises(ValueError, match=r"image 0.*must hold integers, got float64"):
+            tiny()(photo(2, 2), segmentation_maps=np.zeros((2, 2)))
+
+    def test_ignore_index_that_is_a_label_is_refused(self):
+        with pytest.raises(ValueError, match="ignore_index 0 is also the label 'road'"):
+            tiny(ignore_index=0)
+
+    def test_size_mismatch_is_refused(self):
+        """Image and map of different size were accepted."""
+        with pytest.raises(
+            ValueError, match=r"image 0: segmentation map has size \[4, 5\] .* the image has \[2, 2\]$"
+        ):
+            tiny()(photo(2, 2), segmentation_maps=np.zeros((4, 5), int))
+        with pytest.raises(ValueError, match="EXIF"):
+            tiny()(photo(2, 3), segmentation_maps=np.zeros((3, 2), int))
+        with pytest.raises(ValueError, match="2 images, got 1 entries"):
+            tiny()([photo(2, 2)] * 2, segmentation_maps=[np.zeros((2, 2), int)])
+
+    @pytest.mark.parametrize("form", ["numpy", "torch", "pil", "pil palette", "channel first"])
+    def test_forms(self, form):
+        array = np.array([[0, 1], [1, 2]], dtype=np.uint8)
+        palette = Image.fromarray(array).convert("P")
+        palette.putdata(array.reshape(-1).tolist())
+        forms = {
+            "numpy": array,
+            "torch": torch.from_numpy(array),
+            "pil": Image.fromarray(array),
+            "pil palette": palette,
+            "channel first": array[None],
+        }
+        features = tiny()(photo(2, 2), segmentation_maps=forms[form])
+        assert features["class_labels"][0].tolist() == [0, 1, 2]
+
+    def test_colours_without_a_record_are_refused(self):
+        with pytest.raises(ValueError, match="panoptic RGB PNG needs its record in annotations"):
+            tiny()(photo(2, 2), segmentation_maps=photo(2, 2))
+
+
+class TestInstanceMaps:
+    def test_dict_gives_the_labels(self):
+        ids = np.array([[7, 7], [9, 255]])
+        features = tiny()(photo(2, 2), segmentation_maps=ids, instance_id_to_semantic_id={7: 1, 9: 1})
+        assert features["class_labels"][0].tolist() == [1, 1]
+        assert features["mask_labels"][0].int().tolist() == [[[1, 1], [0, 0]], [[0, 0], [1, 0]]]
+
+    def test_instance_255_is_an_instance_when_the_dict_names_it(self):
+        """Instance id 255 was dropped as void."""
+        ids = np.array([[254, 255], [256, 256]])
+        table = {254: 1, 255: 1, 256: 255}
+        features = tiny()(photo(2, 2), segmentation_maps=ids, instance_id_to_semantic_id=table)
+        assert features["mask_labels"][0].int().tolist() == [[[1, 0], [0, 0]], [[0, 1], [0, 0]]]
+
+    def test_missing_id_names_image_and_id(self):
+        """A missing background key was `KeyError: 0`."""
+        with pytest.raises(ValueError, match="image 1: instance id 0 is not in instance_id_to_semantic_id"):
+            tiny()(
+                [photo(2, 2)] * 2,
+                segmentation_maps=[np.full((2, 2), 5), np.array([[5, 5], [5, 0]])],
+                instance_id_to_semantic_id=[{5: 1}, {5: 1}],
+            )
+
+    def test_instance_255_without_entry_is_an_error_if_it_is_not_the_ignore_index(self):
+        with pytest.raises(ValueError, match="instance id 255 is not in"):
+            tiny(ignore_index=-1)(photo(2, 2), np.full((2, 2), 255), instance_id_to_semantic_id={1: 1})
+
+    def test_reduced_labels(self):
+        ids = np.array([[0, 4], [5, 6]])
+        features = tiny(do_reduce_labels=True)(
+            photo(2, 2), segmentation_maps=ids, instance_id_to_semantic_id={4: 1, 5: 3, 6: 0}
+        )
+        assert features["class_labels"][0].tolist() == [0, 2]
+
+    def test_label_outside_is_refused(self):
+        with pytest.raises(ValueError, match="image 0: label 3"):
+            tiny()(photo(2, 2), np.full((2, 2), 1), instance_id_to_semantic_id={1: 3})
+
+
+class TestAnnotations:
+    RECORD = {  # noqa: RUF012 - a constant
+        "image_id": 42,
+        "annotations": [
+            {"id": 1, "segmentation": [[0, 0, 4, 0, 4, 2, 0, 2]], "category_id": 1, "iscrowd": 0},
+            {"id": 2, "segmentation": {"size": [4, 6], "counts": [0, 24]}, "category_id": 2, "iscrowd": 1},
+            {"id": 3, "segmentation": encode_rle(np.eye(4, 6, dtype=bool)), "category_id": 0},
+        ],
+    }
+
+    def test_coco_instances_keep_overlap_and_skip_crowds(self):
+        """COCO users had to draw a map, in which overlapping objects are lost."""
+        features = tiny()(photo(4, 6), annotations=self.RECORD)
+        assert features["class_labels"][0].tolist() == [1, 0]
+        first, second = features["mask_labels"][0]
+        assert first.int().tolist() == [[1, 1, 1, 1, 0, 0]] * 2 + [[0] * 6] * 2
+        assert torch.equal(second, torch.eye(4, 6).bool())
+        assert (first & second).sum() == 2
+
+    def test_errors_name_image_and_value(self):
+        record = copy.deepcopy(self.RECORD)
+        record["annotations"][0]["category_id"] = 90
+        with pytest.raises(ValueError, match=r"image 0 \(image_id 42\): label 90 .* 0..2"):
+            tiny()(photo(4, 6), annotations=record)
+        with pytest.raises(
+            ValueError, match=r"image_id 42\): annotation 3: RLE has size \[4, 6\], the image .*\[5, 6\]"
+        ):
+            tiny()(photo(5, 6), annotations=self.RECORD)
+        record = copy.deepcopy(self.RECORD)
+        record["annotations"][0]["segmentation"] = [[0, 0, 1, 1]]
+        with pytest.raises(ValueError, match="annotation 1: polygon 0 must be a flat list of at least 3 points"):
+            tiny()(photo(4, 6), annotations=record)
+
+    def test_coco_panoptic_with_its_png(self):
+        """The RGB panoptic PNG was a ValueError."""
+        ids = np.array([[70000, 70000, 0], [300, 300, 5]])
+        record = {
+            "file_name": "a.png",
+            "segments_info": [
+                {"id": 70000, "category_id": 1, "iscrowd": 0},
+                {"id": 300, "category_id": 2},
+                {"id": 5, "category_id": 1, "iscrowd": 1},
+            ],
+        }
+        for png in (ids_to_panoptic_png(ids), Image.fromarray(ids_to_panoptic_png(ids)), ids):
+            features = tiny()(photo(2, 3), segmentation_maps=png, annotations=record)
+            assert features["class_labels"][0].tolist() == [1, 2]
+            assert features["mask_labels"][0].int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [1, 1, 0]]]
+        record["segments_info"].pop()
+        with pytest.raises(ValueError, match=r"image 0 \(file_name a.png\): segment id 5 .* not in segments_info"):
+            tiny()(photo(2, 3), segmentation_maps=ids, annotations=record)
+        with pytest.raises(ValueError, match=r"got keys \['file_name', 'segments_info'\]"):
+            tiny()(photo(2, 3), annotations=record)
+
+    def test_batch(self):
+        features = tiny()([photo(4, 6)] * 2, annotations=[self.RECORD, {"image_id": 1, "annotations": []}])
+        assert [len(masks) for masks in features["mask_labels"]] == [2, 0]
+        assert features["mask_labels"][1].shape == (0, 4, 6)
+
+
+class TestMasks:
+    def test_overlapping_masks_in_every_form(self):
+        """(N, H, W) masks were a ValueError."""
+        masks = np.array([[[1, 1], [0, 0]], [[1, 0], [1, 0]]], dtype=bool)
+        for form in (
+            masks,
+            torch.from_numpy(masks),
+            masks.astype(np.uint8) * 255,
+            masks.astype(np.float32),
+            [encode_rle(mask) for mask in masks],
+            list(masks),
+        ):
+            for single in (True, False):
+                images, given, labels = photo(2, 2), form, [2, 0]
+                if not single:
+                    images, given, labels = [images], [given], [labels]
+                features = tiny()(images, masks=given, class_labels=labels)
+                assert torch.equal(features["mask_labels"][0], torch.from_numpy(masks))
+                assert features["class_labels"][0].tolist() == [2, 0]
+
+    def test_no_mask(self):
+        for masks in (np.zeros((0, 2, 2), dtype=bool), []):
+            features = tiny()([photo(2, 2)], masks=[masks], class_labels=[[]])
+            assert features["mask_labels"][0].shape == (0, 2, 2)
+            assert features["class_labels"][0].dtype == torch.int64
+
+    def test_a_mask_that_vanishes_is_left_out_with_its_label(self):
+        masks = np.zeros((2, 64, 64), dtype=bool)
+        masks[0, 0, 0], masks[1, 32:] = True, True
+        processor = HfMaskFormerImageProcessor(size={"max_height": 8, "max_width": 8})
+        features = processor(photo(64, 64), masks=masks, class_labels=[1, 2])
+        assert features["class_labels"][0].tolist() == [2]
+        assert features["mask_labels"][0].sum() == 32
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"masks": np.zeros((1, 2, 2), bool)}, "given together"),
+            ({"masks": np.zeros((1, 2, 2), bool), "class_labels": [0, 1]}, "image 0: 1 masks"),
+            ({"masks": np.zeros((1, 2, 3), bool), "class_labels": [0]}, r"image 0: mask 0 has size \[2, 3\]"),
+            ({"masks": np.full((1, 2, 2), 2), "class_labels": [0]}, r"must hold 0 and 1 .* got the values \[2\]"),
+            ({"masks": np.ones((1, 2, 2), bool), "class_labels": [3]}, "image 0: label 3 .*look 1-based"),
+            ({"masks": np.ones((1, 2, 2), bool), "class_labels": [0.5]}, "must be integers"),
+            ({"masks": [], "class_labels": [], "segmentation_maps": np.zeros((2, 2), int)}, "give either masks"),
+            ({"instance_id_to_semantic_id": {1: 1}}, "needs segmentation_maps"),
+        ],
+    )
+    def test_contradictions_are_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            tiny()(photo(2, 2), **arguments)

@@ -1,0 +1,41 @@
+"""Progress, its end, and when an evaluation is due."""
+
+import pytest
+
+from hf_maskformer.training.budget import Budget, TrainState
+from hf_maskformer.training.config import TrainConfig
+
+
+def budget(**fields):
+    return Budget(TrainConfig(**fields), num_images=40, images_per_step=8)
+
+
+def test_progress_by_each_kind_of_budget():
+    state = TrainState(step=5, seconds=30.0)
+    assert budget(max_steps=20).progress(state) == 0.25
+    assert budget(epochs=4).progress(state) == 0.25
+    assert budget(max_minutes=2).progress(state) == 0.25
+
+
+def test_the_budget_that_is_used_up_first_counts():
+    assert budget(max_steps=20, max_minutes=1).progress(TrainState(step=5, seconds=30.0)) == 0.5
+
+
+def test_evaluations_are_spread_evenly_and_the_last_one_is_left_for_the_end():
+    plan = budget(max_steps=12, evaluations=4)
+    state = TrainState()
+    due = []
+    for state.step in range(13):
+        if plan.evaluation_due(state):
+            state.evaluations += 1
+            due.append(state.step)
+    assert due == [3, 6, 9]
+
+
+@pytest.mark.parametrize("seconds", [100.0, 119.0])
+def test_evaluations_that_a_long_step_passed_are_not_made_up_twice(seconds):
+    plan = budget(max_minutes=2, evaluations=4)
+    state = TrainState(seconds=seconds)
+    assert plan.evaluation_due(state)
+    state.evaluations = 3
+    assert not plan.evaluation_due(state)

@@ -1,0 +1,115 @@
+"""Defaults < recipe < flags, and what is refused."""
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+
+from hf_maskformer.training.config import TrainConfig, add_flags, check_same_run, parsed_flags, train_config
+
+
+def parse(*words):
+    parser = ArgumentParser()
+    add_flags(parser)
+    return parsed_flags(parser.parse_args(words))
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_recipe_and_recipe_over_defaults(tmp_path):
+    path = recipe(tmp_path, "batch_size: 3\nlearning_rate: 2e-4\nmax_steps: 7\n")
+    config = train_config(path, parse("--batch-size", "5"))
+    assert config.batch_size == 5
+    assert config.learning_rate == 2e-4  # YAML reads 2e-4 as text
+    assert config.max_steps == 7
+    assert config.weight_decay == TrainConfig(max_steps=1).weight_decay
+
+
+def test_a_flag_can_set_a_recipes_value_back_to_the_default(tmp_path):
+    default = TrainConfig(max_steps=1).batch_size
+    path = recipe(tmp_path, f"batch_size: {default + 1}\nmax_steps: 1\ncolor_jitter: false\n")
+    config = train_config(path, parse("--batch-size", str(default), "--color-jitter"))
+    assert config.batch_size == default
+    assert config.color_jitter is True
+
+
+def test_flag_types():
+    given = parse(
+        *("--crop-size", "96", "128", "--scale-range", "0.5", "1.5", "--val-split", "none", "--no-color-jitter"),
+        *("--config-overrides", "num_queries=20", "image_size=[96, 128]", "--max-grad-norm", "none", "--resume"),
+    )
+    assert given == {
+        "crop_size": (96, 128),
+        "scale_range": (0.5, 1.5),
+        "val_split": None,
+        "color_jitter": False,
+        "config_overrides": {"num_queries": 20, "image_size": [96, 128]},
+        "max_grad_norm": None,
+        "resume": True,
+    }
+
+
+def test_dict_options_merge_key_by_key(tmp_path):
+    path = recipe(tmp_path, "max_steps: 1\nconfig_overrides: {num_queries: 10, matcher: fixed}\n")
+    config = train_config(path, parse("--config-overrides", "num_queries=20"))
+    assert config.config_overrides == {"num_queries": 20, "matcher": "fixed"}
+
+
+def test_unknown_recipe_key_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: unknown option 'lerning_rate'.*'learning_rate'"):
+        train_config(recipe(tmp_path, "lerning_rate: 1.0\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_size: many", r"batch_size is 'many'; allowed: int"),
+        ("batch_size: 2.5", r"batch_size is 2.5; allowed: int"),
+        ("batch_size: true", r"batch_size is True; allowed: int"),
+        ("schedule: linear", r"schedule is 'linear'; allowed: poly, cosine, constant"),
+        ("crop_size: 96", r"crop_size is 96; allowed: 2 values of type int or none"),
+        ("color_jitter: 1", r"color_jitter is 1; allowed: bool"),
+        ("batch_size: 0\nmax_steps: 1", r"batch_size is 0; it must be at least 1"),
+        ("learning_rate: -1\nmax_steps: 1", r"learning_rate is -1.0; it must be greater than 0"),
+        ("max_steps: 1\nscale_range: [2, 1]", r"scale_range is \(2.0, 1.0\); LOW must not exceed HIGH"),
+        ("batch_size: 2", r"no training budget"),
+        ("- a", r"holds a list; it must be a mapping"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        train_config(recipe(tmp_path, text))
+
+
+def test_missing_recipe_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
+        train_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_bare_no_in_yaml_is_the_word(tmp_path):
+    assert train_config(recipe(tmp_path, "max_steps: 1\nmixed_precision: no\n")).mixed_precision == "no"
+
+
+def test_resume_starts_from_the_runs_own_configuration(tmp_path):
+    stored = TrainConfig(max_steps=10, batch_size=3, crop_size=(32, 64), output_dir=str(tmp_path))
+    (tmp_path / "train_config.json").write_text(json.dumps(stored.to_dict()))
+    config = train_config(None, parse("--resume", "--output-dir", str(tmp_path), "--max-steps", "20"))
+    assert (config.batch_size, config.crop_size, config.max_steps, config.resume) == (3, (32, 64), 20, True)
+
+
+def test_resume_with_another_batch_size_is_refused():
+    stored = json.loads(json.dumps(TrainConfig(max_steps=1, batch_size=3, crop_size=(32, 64)).to_dict()))
+    check_same_run(stored, TrainConfig(max_steps=5, batch_size=3, crop_size=(32, 64)))
+    with pytest.raises(ValueError, match="batch_size: 3 then, 4 now"):
+        check_same_run(stored, TrainConfig(max_steps=5, batch_size=4, crop_size=(32, 64)))
+
+
+def test_every_option_has_help():
+    parser = ArgumentParser()
+    add_flags(parser)
+    for action in parser._actions:
+        assert action.help

@@ -1,0 +1,95 @@
+"""Parameter groups and the learning rate, on modules small enough to list."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hf_maskformer.training.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 2)
+        self.queries = nn.Embedding(5, 4)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 9, 4))
+        self.tied = self.head
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Inner()
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def groups():
+    return parameter_groups(Model(), learning_rate=1.0, backbone_multiplier=0.1, weight_decay=0.5)
+
+
+def test_each_parameter_is_in_the_right_group_once():
+    found = {name: (g["lr"], g["weight_decay"]) for g in groups() for name in g["parameter_names"]}
+    assert found == {
+        "model.backbone.0.weight": (0.1, 0.5),
+        "model.backbone.0.bias": (0.1, 0.0),
+        "model.backbone.1.weight": (0.1, 0.0),
+        "model.backbone.1.bias": (0.1, 0.0),
+        "model.position_embeddings": (1.0, 0.0),
+        "model.head.weight": (1.0, 0.5),
+        "model.head.bias": (1.0, 0.0),
+        "model.queries.weight": (1.0, 0.0),
+    }
+    assert sum(len(g["params"]) for g in groups()) == len(found)
+
+
+def test_a_swin_position_table_is_not_decayed():
+    module = nn.Module()
+    module.relative_position_bias_table = nn.Parameter(torch.zeros(9, 3))
+    (group,) = parameter_groups(module, learning_rate=1.0, backbone_multiplier=0.1, weight_decay=0.5)
+    assert group["weight_decay"] == 0.0
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match="requires a gradient"):
+        parameter_groups(nn.Identity(), learning_rate=1.0, backbone_multiplier=1.0, weight_decay=0.0)
+
+
+def test_learning_rate_is_scaled_from_the_full_rate_each_time():
+    optimizer = build_optimizer(Model(), learning_rate=1.0, backbone_multiplier=0.1, weight_decay=0.5)
+    for factor in (0.5, 0.25):
+        set_learning_rate(optimizer.param_groups, factor)
+        assert sorted({g["lr"] for g in optimizer.param_groups}) == [0.1 * factor, factor]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "expected"),
+    [
+        ("poly", 0.0, 1.0),
+        ("poly", 0.5, 0.5**0.9),
+        ("poly", 1.0, 0.0),
+        ("poly", 1.2, 0.0),  # a step that overran a budget in minutes
+        ("cosine", 0.25, 0.5 * (1 + math.sqrt(0.5))),
+        ("constant", 0.9, 1.0),
+    ],
+)
+def test_schedules(schedule, progress, expected):
+    factor = learning_rate_factor(schedule, step=0, progress=progress, warmup_steps=0)
+    assert factor == pytest.approx(expected, abs=1e-12)
+
+
+def test_warm_up_is_linear_and_ends():
+    factors = [learning_rate_factor("constant", step=s, progress=0.0, warmup_steps=4) for s in range(6)]
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule is 'step'; allowed: poly, cosine, constant"):
+        learning_rate_factor("step", step=0, progress=0.0, warmup_steps=0)
