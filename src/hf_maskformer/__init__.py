@@ -38,7 +38,9 @@ AutoConfig.register(HfMaskFormerConfig.model_type, HfMaskFormerConfig, exist_ok=
 AutoModel.register(HfMaskFormerConfig, HfMaskFormerModel, exist_ok=True)
 AutoModelForUniversalSegmentation.register(HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation, exist_ok=True)
 AutoModelForImageSegmentation.register(HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation, exist_ok=True)
-AutoImageProcessor.register(HfMaskFormerConfig, HfMaskFormerImageProcessor, exist_ok=True)
+AutoImageProcessor.register(
+    HfMaskFormerConfig, image_processor_classes={"torchvision": HfMaskFormerImageProcessor}, exist_ok=True
+)
 AutoVideoProcessor.register(HfMaskFormerConfig, _NoVideoProcessor, exist_ok=True)
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Preset names -> configurations: every number visible, its paper cited."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,14 +101,14 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "maskformer-light": Preset(
-        summary="narrow ResNet-18, 128-wide decoders, 3 layers, 50 queries, loss at the masks' resolution; trains on a laptop",
+        summary="narrow ResNet-18, 64-wide pixel decoder, 3 layers, 50 queries, loss at the masks' resolution; trains on a laptop",
         paper=MASKFORMER,
         fields={
             "backbone_config": _resnet(
                 depths=[2, 2, 2, 2], hidden_sizes=[32, 64, 128, 256], layer_type="basic", embedding_size=32
             ),
-            "pixel_decoder_dim": 128,
-            "mask_dim": 128,
+            "pixel_decoder_dim": 64,
+            "mask_dim": 64,
             "query_decoder_dim": 128,
             "query_decoder_heads": 4,
             "query_decoder_ffn_dim": 512,
@@ -136,7 +137,7 @@ def preset(name: str, **overrides: Any) -> HfMaskFormerConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"Unknown preset {name!r}; available: {', '.join(PRESETS)}.")
-    return HfMaskFormerConfig(**{**PRESETS[name].fields, **overrides})
+    return HfMaskFormerConfig(**{**copy.deepcopy(PRESETS[name].fields), **overrides})
 
 
 def image_processor_for(config: HfMaskFormerConfig, **overrides: Any) -> HfMaskFormerImageProcessor:

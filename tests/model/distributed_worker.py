@@ -1,8 +1,9 @@
 """Trains a tiny model for 10 SGD steps in float64 with the trainer's own step, in one of several arrangements.
 
-    python tests/model/distributed_worker.py OUT ACCUMULATION [FACTOR]     (RANK, WORLD_SIZE and MASTER_* choose processes)
+    python tests/model/distributed_worker.py OUT ACCUMULATION [FACTOR]
 
-Every arrangement sees the same 8 images a step. FACTOR scales the normaliser, to show that the comparison would notice.
+RANK, WORLD_SIZE and MASTER_* choose processes. Every arrangement sees the same 8 images a step. FACTOR scales the
+normaliser, to show that the comparison would notice.
 """
 
 import sys
@@ -13,7 +14,6 @@ from safetensors.torch import save_file
 
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation
 from hf_maskformer.training.train import training_step
-
 
 IMAGES, STEPS, QUERIES = 8, 10, 5
 # Targets of the 8 images: unequal, more than queries, and the last four (rank 1 of 2) without any in even steps.

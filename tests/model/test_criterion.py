@@ -44,7 +44,7 @@ def batch(seed=0, counts=(2, 0), queries=4, layers=2, size=(8, 8), dtype=torch.f
     }
 
 
-# --- losses on hand-sized cases ---------------------------------------------------------------------------------------
+# --- losses on hand-sized cases --------------------------------------------------------------------------------------
 
 
 def test_focal_loss_of_an_undecided_pixel():
@@ -100,7 +100,7 @@ def test_pixel_loss_averages_each_image_over_its_labelled_pixels():
     assert pixel_loss(logits, labels).tolist() == pytest.approx([math.log(4), 0.0])
 
 
-# --- matching ---------------------------------------------------------------------------------------------------------
+# --- matching --------------------------------------------------------------------------------------------------------
 
 
 def test_hungarian_ignores_the_padding_columns():
@@ -144,7 +144,7 @@ def test_matches_equal_one_scipy_call_per_image_and_layer():
                 assert got.tolist() == want.tolist()
 
 
-# --- criterion --------------------------------------------------------------------------------------------------------
+# --- criterion -------------------------------------------------------------------------------------------------------
 
 
 def test_layers_add_up():
@@ -278,7 +278,7 @@ def test_loss_at_prediction_resolution_equals_the_published_one_for_constant_mas
     assert fine["loss_dice"].item() == pytest.approx(coarse["loss_dice"].item(), abs=0.01)
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def test_resize_masks_equals_torch_nearest_and_keeps_bool():
@@ -305,7 +305,7 @@ def test_paint_labels_puts_the_smaller_mask_on_top():
     ]
 
 
-# --- normaliser -------------------------------------------------------------------------------------------------------
+# --- normaliser ------------------------------------------------------------------------------------------------------
 
 
 def test_normalizer_counts_by_hand():

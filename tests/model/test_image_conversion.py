@@ -38,6 +38,14 @@ class TestImages:
         for grey in (image[..., 0], image[..., :1], torch.from_numpy(image[..., 0])[None]):
             assert torch.equal(tiny()(grey)["pixel_values"][0], expected[:1].expand(3, -1, -1))
 
+    def test_where_both_ends_could_be_channels(self):
+        image = photo(3, 5)  # (3, 5, 3)
+        last = tiny()(image)["pixel_values"]
+        assert last.shape == (1, 3, 3, 5)
+        assert torch.equal(tiny()(torch.from_numpy(image))["pixel_values"][0], torch.from_numpy(image).float())
+        told = tiny()(torch.from_numpy(image), input_data_format="channels_last")["pixel_values"]
+        assert torch.equal(told, last)
+
     def test_unclear_or_wrong_shapes_are_refused(self):
         with pytest.raises(ValueError, match="no axis has 1, 3 or 4 channels"):
             tiny()(np.zeros((7, 8, 9), dtype=np.uint8))

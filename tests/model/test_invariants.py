@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation
 
-
 WORKER = Path(__file__).with_name("distributed_worker.py")
 TOLERANCE = 1e-9
 
@@ -71,7 +70,7 @@ def test_the_comparison_notices_a_loss_times_two(one_process, tmp_path):
     assert largest_difference(doubled, one_process, "step0.") > 1e-4
 
 
-# --- invariant 3 ------------------------------------------------------------------------------------------------------
+# --- invariant 3 -----------------------------------------------------------------------------------------------------
 
 
 def small_model(pixel_decoder: str = "fpn", seed: int = 0) -> HfMaskFormerForUniversalSegmentation:

@@ -29,7 +29,10 @@ def edge_masks() -> dict[str, np.ndarray]:
     corner[0, 0] = True
     last = np.zeros((3, 4), dtype=bool)
     last[-1, -1] = True
+    turning = np.zeros((4, 2), dtype=bool)
+    turning[2:, 0], turning[:2, 1] = True, True
     return {
+        "one run over two columns": turning,
         "empty": np.zeros((3, 4), dtype=bool),
         "full": np.ones((3, 4), dtype=bool),
         "first pixel": corner,

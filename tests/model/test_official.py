@@ -12,7 +12,6 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation, HfMaskFormerModel
 from hf_maskformer.model.official import rename_official_weights, translate_config
 
-
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
     "resnet-basic": lambda: ResNetConfig(
@@ -109,7 +108,7 @@ def test_gradients_equal_transformers(pair):
 
 
 def test_every_weight_is_used_and_none_is_missing(pair):
-    official, ours, folder = pair
+    _, ours, folder = pair
     swin = ours.config.backbone_config.model_type == "swin"
     renamed = rename_official_weights(load_file(folder / "model.safetensors"), swin=swin)
     _, report = HfMaskFormerForUniversalSegmentation.from_pretrained(
@@ -121,7 +120,7 @@ def test_every_weight_is_used_and_none_is_missing(pair):
 
 
 def test_our_save_of_an_official_checkpoint_loads_without_a_missing_key(pair, tmp_path):
-    official, ours, _ = pair
+    _, ours, _ = pair
     ours.save_pretrained(tmp_path / "ours")
     again, report = HfMaskFormerForUniversalSegmentation.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not report["missing_keys"]
@@ -212,7 +211,7 @@ def test_untranslatable_field_is_an_error():
 
 
 def test_unknown_weight_is_an_error():
-    with pytest.raises(ValueError, match="'surprise.weight'"):
+    with pytest.raises(ValueError, match=r"'surprise\.weight'"):
         rename_official_weights({"surprise.weight": torch.zeros(1)}, swin=False)
 
 

@@ -41,8 +41,8 @@ TINY_BACKBONES: dict[str, dict[str, Any]] = {
     "resnet": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 24, 32, 40], "embedding_size": 8},
     "swin": {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4},
 }
-# Parts of a backbone that checkpointing need not recompute: before the first stage, and norms on the outputs.
-NOT_RECOMPUTED = ("embed", "stem", "conv1", "bn1", "norms")
+# Parts of a backbone that checkpointing need not recompute: before the first stage, and norms behind the last.
+NOT_RECOMPUTED = ("embed", "stem", "conv1", "bn1", "norms", "swin.layernorm")
 
 
 def tiny(name: str, **overrides: Any) -> HfMaskFormerConfig:
@@ -110,6 +110,14 @@ def assert_trained(model: nn.Module, inputs: dict[str, Any]) -> None:
     assert not without, f"no gradient for {without}"
     broken = [name for name, parameter in trainable.items() if not parameter.grad.isfinite().all()]
     assert not broken, f"non-finite gradient for {broken}"
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert actual[name] is not None, f"no gradient for {name}"
+        error = (actual[name] - gradient).norm().item()
+        assert error <= 1e-3 * gradient.norm().item() + 1e-6, f"{name}: off by {error}"
 
 
 def assert_shapes(output: Any, config: HfMaskFormerConfig, *, images: int, size: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ neck (Li et al. 2022, "Exploring Plain Vision Transformer Backbones", sec. 3); t
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -49,7 +50,8 @@ class Backbone(nn.Module):
         self.gradient_checkpointing = False
         name = getattr(backbone_config, "backbone", None) or backbone_config.model_type
         body_channels = [int(width) for width in self.body.channels]
-        body_strides = _measure_strides(self.body, backbone_config, num_channels=num_channels)
+        probe = _Probe(backbone_config, num_channels=num_channels)
+        body_strides = probe.strides()
         wants_neck = neck == "pyramid" or (neck == "auto" and _is_single_stride(body_strides))
         if wants_neck and not _is_single_stride(body_strides):
             raise ValueError(
@@ -63,29 +65,54 @@ class Backbone(nn.Module):
                 f"Backbone {name} gives maps with strides {self.strides}; needed are {list(PYRAMID_STRIDES)}. Choose "
                 "other out_features / out_indices, or backbone_neck='pyramid' for a backbone with a single stride."
             )
+        # Unpadded patches (ConvNeXt, ViT) drop the remainder of an image that they do not divide: pad it to this multiple.
+        self.pad_multiple = body_strides[-1] if probe.drops_remainder() else 1
+        self.idle_parameters = probe.idle_parameters(last_map_only=wants_neck)
+        self.freeze()
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> maps (B, C_l, ceil(H / s_l), ceil(W / s_l)), fine to coarse."""
-        if self.gradient_checkpointing and self.training and not self.checkpoints_itself:
+        height, width = pixel_values.shape[-2:]
+        if self.pad_multiple > 1:
+            pixel_values = F.pad(pixel_values, (0, -width % self.pad_multiple, 0, -height % self.pad_multiple))
+        checkpointing = self.gradient_checkpointing and self.training
+        if checkpointing and not pixel_values.requires_grad:
+            # Reentrant checkpointing gives no gradients to a block none of whose inputs asks for them.
+            pixel_values = pixel_values.detach().requires_grad_()
+        if checkpointing and not self.checkpoints_itself:
             maps = self._gradient_checkpointing_func(self._run_body, pixel_values)
         else:
             maps = self._run_body(pixel_values)
-        return list(maps) if self.neck is None else self.neck(maps[-1])
+        maps = list(maps) if self.neck is None else self.neck(maps[-1])
+        if self.pad_multiple == 1:
+            return maps
+        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
+        return [feature_map[..., :rows, :columns] for feature_map, (rows, columns) in zip(maps, sizes, strict=True)]
 
     def _run_body(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         return self.body(pixel_values).feature_maps
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
+        self.freeze()
+        return self
+
+    def freeze(self) -> None:
+        """Keep frozen batch norms in eval mode, and them and idle parameters without gradient.
+
+        Runs at construction and again with every `train()` and `eval()`, because loading a checkpoint replaces the
+        parameters and with them the mark. Idle parameters (a last norm of Swin, DINOv2's mask token) are those that no
+        used map depends on: DistributedDataParallel would wait for their gradients in vain.
+        """
+        for name in self.idle_parameters:
+            self.body.get_parameter(name).requires_grad_(False)
         if self.freeze_batch_norm:
             for module in self._batch_norms():
-                module.eval()
-        return self
+                module.eval().requires_grad_(False)
 
     def freeze_batch_norm_affine(self) -> None:
         """Stop the gradients of frozen batch norms; called once the weights are in place."""
-        for module in self._batch_norms():
-            module.requires_grad_(False)
+        self.freeze()
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -153,31 +180,53 @@ def _build_timm_body(backbone_config: PreTrainedConfig) -> nn.Module:
     """transformers' TimmBackbone; models with a fixed input size are built for any size or refused."""
     if not is_timm_available():
         raise ImportError(f"Backbone timm/{backbone_config.backbone} needs the package timm: pip install timm")
-    if backbone_config.backbone not in timm.list_models():
+    if not timm.is_model(backbone_config.backbone):
         raise ValueError(f"timm has no model {backbone_config.backbone!r}; see timm.list_models().")
     try:
-        return AutoBackbone.from_config(backbone_config)
-    except (RuntimeError, AssertionError) as error:
+        body = AutoBackbone.from_config(backbone_config)
+    except (RuntimeError, AssertionError, IndexError, TypeError) as error:
         raise ValueError(f"timm/{backbone_config.backbone} cannot be used as a backbone: {error}") from error
+    _refuse_fixed_input_size(body._backbone, backbone_config.backbone)
+    return body
 
 
-def _measure_strides(body: nn.Module, backbone_config: PreTrainedConfig, *, num_channels: int) -> list[int]:
-    """Strides as timm's feature_info or, for transformers, one forward pass of a zero image on the meta device finds."""
-    if backbone_config.model_type == "timm_backbone":
-        _refuse_fixed_input_size(body._backbone, backbone_config.backbone)
-        return [int(stride) for stride in body._backbone.feature_info.reduction()]
-    side = _probe_side(backbone_config)
-    with torch.device("meta"), torch.no_grad():
-        probe = AutoBackbone.from_config(backbone_config).eval()
-        maps = probe(torch.zeros(1, num_channels, side, side)).feature_maps
-    return [side // feature_map.shape[-1] for feature_map in maps]
+class _Probe:
+    """A zero image through a second copy of the body on the meta device: no memory, no arithmetic."""
+
+    def __init__(self, backbone_config: PreTrainedConfig, *, num_channels: int) -> None:
+        self.side = _probe_side(backbone_config)  # one pixel more than strides and patches divide
+        with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+            self.body = _build_body(backbone_config).eval().requires_grad_(True)
+            self.maps = self.body(torch.zeros(1, num_channels, self.side, self.side)).feature_maps
+
+    def strides(self) -> list[int]:
+        """Pixels per cell of each map."""
+        whole = self.side - 1
+        cells = [feature_map.shape[-1] for feature_map in self.maps]
+        return [whole // count if whole % count == 0 else whole // (count - 1) for count in cells]
+
+    def drops_remainder(self) -> bool:
+        """Whether the odd pixel at the end of the image gets no cell of its own in some map."""
+        return any((self.side - 1) % feature_map.shape[-1] == 0 for feature_map in self.maps)
+
+    def idle_parameters(self, *, last_map_only: bool) -> list[str]:
+        """Names of the parameters that do not take part in the maps (or in the last one)."""
+        waiting = [feature_map.grad_fn for feature_map in (self.maps[-1:] if last_map_only else self.maps)]
+        seen, used = set(waiting), set()
+        while waiting:  # the autograd graph, from the maps back to the parameters
+            node = waiting.pop()
+            if hasattr(node, "variable"):
+                used.add(id(node.variable))
+            following = {edge for edge, _ in node.next_functions if edge is not None} - seen
+            seen |= following
+            waiting.extend(following)
+        return [name for name, parameter in self.body.named_parameters() if id(parameter) not in used]
 
 
 def _probe_side(backbone_config: PreTrainedConfig) -> int:
-    """A side that all usual strides and the patch size divide, so that the measured ratio is exact."""
+    """One more than a multiple of all usual strides and of the patch size; a whole map has at least 4 cells then."""
     patch = getattr(backbone_config, "patch_size", None)
-    patch = patch if isinstance(patch, int) else 1
-    return math.lcm(64, patch)
+    return math.lcm(256, patch if isinstance(patch, int) else 1) + 1
 
 
 def _refuse_fixed_input_size(timm_model: nn.Module, name: str) -> None:

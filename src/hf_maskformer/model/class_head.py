@@ -1,4 +1,4 @@
-"""Class heads: query states (B, Q, C) -> class logits (B, Q, K + 1), the last column is "no object" (MaskFormer, sec. 3.2)."""
+"""Class heads (MaskFormer, sec. 3.2): query states (B, Q, C) -> logits (B, Q, K + 1), the last for "no object"."""
 
 from torch import Tensor, nn
 

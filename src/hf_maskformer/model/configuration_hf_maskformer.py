@@ -44,6 +44,9 @@ _INHERITED_KEYWORDS = {
     "transformers_version",
 }
 
+# Keywords of `from_pretrained` that concern the way of loading, not the configuration.
+_LOADING_KEYWORDS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "code_revision", "trust_remote_code")
+
 # Four feature maps at strides 4, 8, 16, 32 of MaskFormer's own ResNet-50.
 _DEFAULT_BACKBONE = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
@@ -152,8 +155,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.id2label is None:
             self.num_labels = 2
-        if self.label2id is None or len(self.label2id) != len(self.id2label):
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.label2id = {name: index for index, name in self.id2label.items()}
         self.thing_label_ids = self._resolved_thing_label_ids()
         self.validate_consistency()
 
@@ -253,9 +255,12 @@ class HfMaskFormerConfig(PreTrainedConfig):
             }
         config_dict.update(overrides)
         config = cls(**config_dict)
-        for telemetry in ("_from_auto", "_from_pipeline"):
-            kwargs.pop(telemetry, None)
-        return (config, kwargs) if return_unused_kwargs else config
+        for loading in _LOADING_KEYWORDS:
+            kwargs.pop(loading, None)
+        if return_unused_kwargs:
+            return config, kwargs
+        config._refuse_unknown_keywords(kwargs)
+        return config
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -291,19 +296,22 @@ def _build_backbone_config(backbone_config, backbone: str | None, num_channels: 
             "backbone": backbone.removeprefix("timm/"),
             "num_channels": num_channels,
             "features_only": True,
-            "out_indices": [1, 2, 3, 4],
+            "out_indices": [-4, -3, -2, -1],  # strides 4 to 32, whether timm lists a stem (ResNet) or not (ConvNeXt)
         }
     if backbone_config is None:
-        backbone_config = {**_DEFAULT_BACKBONE, "num_channels": num_channels}
-    if not isinstance(backbone_config, dict):
-        return _with_lists(backbone_config)
-    fields = dict(backbone_config)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"backbone_config has model_type {model_type!r}, which transformers does not know.")
-    for derived in ("transformers_version", "stage_names"):
-        fields.pop(derived, None)
-    return _with_lists(CONFIG_MAPPING[model_type](**fields))
+        backbone_config = _DEFAULT_BACKBONE
+    if isinstance(backbone_config, dict):
+        fields = {"num_channels": num_channels, **backbone_config}
+        model_type = fields.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(f"backbone_config has model_type {model_type!r}, which transformers does not know.")
+        for derived in ("transformers_version", "stage_names"):
+            fields.pop(derived, None)
+        backbone_config = CONFIG_MAPPING[model_type](**fields)
+    found = getattr(backbone_config, "num_channels", num_channels)
+    if found != num_channels:
+        raise ValueError(f"num_channels is {num_channels}, but backbone_config.num_channels is {found}; set both alike.")
+    return _with_lists(backbone_config)
 
 
 def _with_lists(config: PreTrainedConfig) -> PreTrainedConfig:

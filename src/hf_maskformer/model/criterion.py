@@ -1,8 +1,9 @@
 """Matching, losses and deep supervision of mask classification (MaskFormer, sec. 3.2; DETR's set criterion).
 
 All layers and images are matched in one pass: one cost tensor, one copy to the host. Every term is a local sum over a
-*global mean count*, so that one process with 8 images, two with 4 and 4 accumulation steps of 2 give the same gradients.
-Works in float32, or float64 when the logits are, whatever the model's dtype; autocast is switched off inside.
+*global mean count*, so that one process with 8 images, two with 4 and 4 accumulation steps of 2 give the same
+gradients. Works in float32, or float64 when the logits are, whatever the model's dtype; autocast is switched off
+inside.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from transformers.utils import logging
 
 from .losses import class_loss, dice_loss, focal_loss, pairwise_mask_costs, pixel_loss
 from .matcher import Match, match_fixed, match_hungarian
-
 
 logger = logging.get_logger(__name__)
 
@@ -34,8 +34,8 @@ class Targets(NamedTuple):
 class Criterion(nn.Module):
     """`predictions per layer, targets -> (loss, loss_dict)`.
 
-    `loss_dict` holds the unweighted terms, summed over layers: `loss_class`, `loss_mask` (focal), `loss_dice` and, with
-    a pixel weight, `loss_pixel`.
+    `loss_dict` holds the unweighted terms, summed over layers: `loss_class`, `loss_mask` (focal), `loss_dice` and,
+    with a pixel weight, `loss_pixel`.
     """
 
     def __init__(
@@ -246,7 +246,8 @@ def prepare_targets(
     """Check the batch's targets and pad them to one tensor; masks keep their dtype (bool stays bool)."""
     if len(mask_labels) != num_images or len(class_labels) != num_images:
         raise ValueError(
-            f"{num_images} images need as many targets; got {len(mask_labels)} mask_labels, {len(class_labels)} class_labels."
+            f"{num_images} images need as many targets; got {len(mask_labels)} mask_labels, "
+            f"{len(class_labels)} class_labels."
         )
     sizes = {tuple(masks.shape[-2:]) for masks in mask_labels}
     if len(sizes) > 1:
@@ -293,7 +294,7 @@ def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
 
 def average_masks(masks: Tensor, size: tuple[int, int] | torch.Size, dtype: torch.dtype) -> Tensor:
     """(B, N, H, W) masks averaged down to the share that each cell of `size` is covered."""
-    return F.adaptive_avg_pool2d(masks.to(dtype), tuple(size))
+    return F.adaptive_avg_pool2d(masks.to(dtype), (size[0], size[1]))
 
 
 def paint_labels(masks: Tensor, labels: Sequence[Tensor]) -> Tensor:

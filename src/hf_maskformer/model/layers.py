@@ -1,10 +1,11 @@
 """Building blocks that several parts share: attention, feed-forward, transformer layers, convolution + norm, MLP."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -113,7 +114,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, layers: int) -> None:
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, states: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -1,4 +1,4 @@
-"""Losses of mask classification as pure functions of logits and targets (MaskFormer, sec. 3.2; official `criterion.py`).
+"""Losses of mask classification, pure functions of logits and targets (MaskFormer, sec. 3.2; official `criterion.py`).
 
 Targets may be fractional (an averaged mask); `valid` weighs pixels, 0 in padding. Every function returns one value per
 mask: a sum over masks divided by a normaliser is the caller's.
@@ -40,7 +40,7 @@ def pairwise_mask_costs(
         Focal cost (mean over valid pixels) and dice cost, both (B, Q, N).
     """
     probabilities = logits.sigmoid() * valid[:, None]
-    # -log p and -log(1 - p) of the logits, each weighted as the focal loss of a pixel that is, or is not, in the target
+    # -log p and -log(1 - p) of the logits, each weighted as the focal loss of a pixel inside, or outside, the target
     positive = alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits) * valid[:, None]
     negative = (1 - alpha) * probabilities**gamma * F.softplus(logits) * valid[:, None]
     targets_by_pixel = targets.transpose(1, 2)  # (B, P, N)

@@ -7,7 +7,7 @@ from .layers import MLP
 
 
 class DotProductMaskHead(nn.Module):
-    """An MLP turns each query into a mask embedding; a mask is its dot product with the pixels (MaskFormer, sec. 3.3)."""
+    """An MLP turns a query into a mask embedding; a mask is its dot product with the pixels (MaskFormer, sec. 3.3)."""
 
     def __init__(self, dim: int, *, mask_dim: int, layers: int) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ queries and the targets they were given to, both int64, of length min(Q, N).
 import numpy as np
 from transformers.utils.import_utils import is_scipy_available
 
-
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
 
@@ -43,8 +42,8 @@ def match_fixed(class_labels: list[np.ndarray], *, num_layers: int) -> list[list
         if len(np.unique(labels)) < len(labels):
             repeated = sorted({int(label) for label in labels if (labels == label).sum() > 1})
             raise ValueError(
-                f"matcher 'fixed' needs one mask per class, but class_labels[{index}] repeats {repeated}; merge the masks "
-                "of a class (semantic targets) or use matcher 'hungarian'."
+                f"matcher 'fixed' needs one mask per class, but class_labels[{index}] repeats {repeated}; merge the "
+                "masks of a class (semantic targets) or use matcher 'hungarian'."
             )
         matches.append((labels.astype(np.int64), np.arange(len(labels))))
     return [list(matches) for _ in range(num_layers)]

@@ -9,31 +9,30 @@ Contracts between the parts (letters: B batch, Q queries, N segments, C channels
     criterion:      predictions per layer, targets -> (loss, loss_dict)
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from .backbone import Backbone
 from .class_head import LinearClassHead
 from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import Criterion, loss_normalizer
-from .layers import MLP, Attention, ConvNormActivation, FeedForward
+from .initialization import initialize
 from .mask_head import DotProductMaskHead
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .query_decoder_standard import LayerPrediction, StandardQueryDecoder
 
-
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Wiring: configuration -> parts
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_backbone(config: HfMaskFormerConfig) -> Backbone:
@@ -109,9 +108,9 @@ def build_criterion(config: HfMaskFormerConfig) -> Criterion:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Models
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class HfMaskFormerPreTrainedModel(PreTrainedModel):
@@ -123,10 +122,16 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["StandardQueryDecoderLayer", "TransformerEncoderLayer", "CheckpointedResNetStage"]
+    _no_split_modules: ClassVar[list[str]] = [
+        "StandardQueryDecoderLayer",
+        "TransformerEncoderLayer",
+        "CheckpointedResNetStage",
+    ]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
         """Load a checkpoint of ours or an official `maskformer` one; safetensors only, no pickle is ever opened.
 
         Raises:
@@ -142,44 +147,18 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier)."""
-        if isinstance(module, ConvNormActivation):
-            init.kaiming_uniform_(module.conv.weight, a=1)
-        elif isinstance(module, Attention | FeedForward):
-            for linear in module.children():
-                if isinstance(linear, nn.Linear):
-                    init.xavier_uniform_(linear.weight)
-                    init.zeros_(linear.bias)
-        elif isinstance(module, StandardQueryDecoder):
-            init.normal_(module.query_positions.weight)
-            if isinstance(module.input_projection, nn.Conv2d):
-                _init_projection(module.input_projection)
-        elif isinstance(module, FpnPixelDecoder):
-            _init_projection(module.mask_projection)
-            if isinstance(module, TransformerFpnPixelDecoder):
-                _init_projection(module.input_projection)
-        elif isinstance(module, MLP | LinearClassHead):
-            for linear in module.modules():
-                if isinstance(linear, nn.Linear):
-                    init.xavier_uniform_(linear.weight)
-                    init.zeros_(linear.bias)
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.ConvTranspose2d | nn.Conv2d) and not getattr(module, "_is_hf_initialized", False):
-            init.kaiming_uniform_(module.weight, a=1)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        initialize(module)
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
         for module in self.modules():
-            if isinstance(module, Backbone) and module.timm_model is not None:
-                module.timm_model.set_grad_checkpointing(enable)
+            timm_model: Any = module.timm_model if isinstance(module, Backbone) else None
+            if timm_model is not None:
+                timm_model.set_grad_checkpointing(enable)
 
-    def save_official(self, save_directory, *, image_processor=None) -> None:
+    def save_official(self, save_directory: str | Path, *, image_processor: Any = None) -> None:
         """Write model and preprocessor files that plain transformers loads.
 
         Args:
@@ -249,7 +228,7 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
             last_hidden_state=predictions[-1].states,
             mask_features=mask_features if hidden else None,
             hidden_states=tuple(layer.states for layer in predictions) if hidden else None,
-            attentions=tuple(layer.cross_attention for layer in predictions) if weights else None,
+            attentions=_attentions(predictions) if weights else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
@@ -263,7 +242,8 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
             )
         if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
             raise ValueError(
-                f"pixel_mask must be {tuple(pixel_values[:, 0].shape)} for these pixel_values, got {tuple(pixel_mask.shape)}."
+                f"pixel_mask must be {tuple(pixel_values[:, 0].shape)} for these pixel_values, got "
+                f"{tuple(pixel_mask.shape)}."
             )
 
 
@@ -308,10 +288,9 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         _refuse_unknown_arguments(kwargs)
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels and class_labels belong together: give both or none.")
-        labelled = mask_labels is not None
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
-        supervise_all = labelled and self.config.loss_auxiliary
+        supervise_all = mask_labels is not None and self.config.loss_auxiliary
         predictions, mask_features = self.model.predict(
             pixel_values,
             pixel_mask,
@@ -319,7 +298,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             need_weights=bool(weights),
         )
         loss, loss_dict = None, None
-        if labelled:
+        if mask_labels is not None and class_labels is not None:
             supervised = predictions if self.config.loss_auxiliary else predictions[-1:]
             loss, loss_dict = self._loss(
                 supervised, mask_features, pixel_mask, mask_labels, class_labels, loss_normalizer
@@ -332,7 +311,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             valid_extent=valid_extent(pixel_mask),
             auxiliary_logits=_auxiliary_logits(predictions) if output_auxiliary_logits else None,
             hidden_states=tuple(layer.states for layer in predictions) if hidden else None,
-            attentions=tuple(layer.cross_attention for layer in predictions) if weights else None,
+            attentions=_attentions(predictions) if weights else None,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
@@ -384,10 +363,8 @@ def _auxiliary_logits(predictions: list[LayerPrediction]) -> list[dict[str, Tens
     ]
 
 
-def _init_projection(projection: nn.Conv2d) -> None:
-    init.kaiming_uniform_(projection.weight, a=1)
-    if projection.bias is not None:
-        init.zeros_(projection.bias)
+def _attentions(predictions: list[LayerPrediction]) -> tuple[Tensor, ...]:
+    return tuple(layer.cross_attention for layer in predictions if layer.cross_attention is not None)
 
 
 def _refuse_unknown_arguments(arguments: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Names of transformers' `maskformer` checkpoints <-> ours: configuration fields and weights, as tables.
 
 The tables relate names *in the files* (safetensors keys, config.json fields); names in memory change between
-transformers versions. Files are opened by our own code and handed on as a state dict, because transformers' key mappings
-are reversed on the next save, which would write our checkpoint under foreign names.
+transformers versions. Files are opened by our own code and handed on as a state dict, because transformers' key
+mappings are reversed on the next save, which would write our checkpoint under foreign names.
 """
 
 import re
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MaskFormerConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
-
 
 logger = logging.get_logger(__name__)
 
@@ -65,11 +64,11 @@ WITHOUT_INFLUENCE = {
     *("_name_or_path", "architectures", "model_type", "transformers_version", "problem_type", "is_encoder_decoder"),
     *("num_attention_heads", "num_hidden_layers", "hidden_size", "_commit_hash", "label_ids_to_fuse"),
 }
-OFFICIAL_DEFAULTS = {
+OFFICIAL_DEFAULTS: dict[str, Any] = {
     **{"fpn_feature_size": 256, "mask_feature_size": 256, "no_object_weight": 0.1, "cross_entropy_weight": 1.0},
     **{"mask_weight": 20.0, "dice_weight": 1.0, "use_auxiliary_loss": False, "init_std": 0.02},
 }
-OFFICIAL_DECODER_DEFAULTS = {
+OFFICIAL_DECODER_DEFAULTS: dict[str, Any] = {
     **{"d_model": 256, "decoder_layers": 6, "decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "dropout": 0.1},
     **{"attention_dropout": 0.0, "activation_dropout": 0.0, "activation_function": "relu", "num_queries": 100},
 }
@@ -104,9 +103,9 @@ WEIGHT_NAMES = [
     (r"class_predictor\.", "model.class_head.projection."),
     (r"mask_embedder\.(\d+)\.0\.", r"model.mask_head.embedding.layers.\1."),
 ]
-# Swin inside MaskFormer wraps the model in `model.` and numbers its output norms from 0.
+# Swin inside MaskFormer wraps the model in `model.` and numbers its output norms from 0; ours count stages from 1.
+_SWIN_NORM = r"model\.pixel_level_module\.encoder\.hidden_states_norms\.(\d+)\."
 SWIN_NAMES = [
-    (r"model\.pixel_level_module\.encoder\.hidden_states_norms\.(\d+)\.", None),
     (r"model\.pixel_level_module\.encoder\.model\.(embeddings|encoder)\.", r"model.backbone.body.\1."),
     (r"model\.pixel_level_module\.encoder\.model\.layernorm\.", "model.backbone.body.swin.layernorm."),
 ]
@@ -117,9 +116,9 @@ DROPPED = re.compile(r"criterion\.empty_weight|.*\.relative_position_index")
 UNUSED_NORM = "backbone.body.swin.layernorm."
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Configuration
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def is_official_config(config_dict: dict[str, Any]) -> bool:
@@ -128,7 +127,7 @@ def is_official_config(config_dict: dict[str, Any]) -> bool:
 
 
 def translate_config(official: dict[str, Any]) -> dict[str, Any]:
-    """Official config.json -> our fields; `task` stays at its default "panoptic", which the official file does not store.
+    """Official config.json -> our fields; `task` stays at its default "panoptic": the official file does not store it.
 
     Raises:
         ValueError: A field that has no counterpart has a value that would change the model.
@@ -163,7 +162,7 @@ def _translate_backbone(backbone: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """Our configuration -> the official dictionary; ValueError names the part that plain transformers does not have."""
+    """Our configuration -> the official dictionary; ValueError names the part that plain transformers lacks."""
     required = {
         **{"pixel_decoder": "fpn", "query_decoder": "standard", "mask_head": "dot_product", "class_head": "linear"},
         **{"mask_head_layers": 3, "class_activation": "softmax"},
@@ -197,9 +196,9 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Weights
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def rename_official_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, Tensor]:
@@ -217,10 +216,10 @@ def rename_official_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[s
 
 
 def _our_name(name: str, *, swin: bool) -> str:
-    norm = re.match(SWIN_NAMES[0][0], name)
+    norm = re.match(_SWIN_NORM, name)
     if swin and norm:
         return f"model.backbone.body.hidden_states_norms.stage{int(norm[1]) + 1}." + name[norm.end() :]
-    rows = WEIGHT_NAMES + (SWIN_NAMES[1:] if swin else PLAIN_BACKBONE_NAMES)
+    rows = WEIGHT_NAMES + (SWIN_NAMES if swin else PLAIN_BACKBONE_NAMES)
     for pattern, ours in rows:
         renamed, count = re.subn("^" + pattern, ours, name)
         if count:
@@ -241,7 +240,7 @@ def _reverse(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def rename_our_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, Tensor]:
     """Our file names -> official ones; the training-only per-pixel classifier is left out."""
-    rows = _reverse(WEIGHT_NAMES + (SWIN_NAMES[1:] if swin else PLAIN_BACKBONE_NAMES))
+    rows = _reverse(WEIGHT_NAMES + (SWIN_NAMES if swin else PLAIN_BACKBONE_NAMES))
     renamed = {}
     for name, tensor in weights.items():
         norm = re.match(r"model\.backbone\.body\.hidden_states_norms\.stage(\d+)\.", name)
@@ -260,9 +259,9 @@ def rename_our_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, T
     return renamed
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Files
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -308,8 +307,9 @@ def _no_safetensors(source: str | Path, hub: dict[str, Any]) -> str:
     if pickled is None:
         return f"{source} has a config.json but no weights ({SAFE_WEIGHTS_NAME})."
     return (
-        f"{source} has its weights only as a pickle ({WEIGHTS_NAME}), which can run code when it is opened and is never "
-        'loaded. If you trust it, convert it once: python -c "import torch; from safetensors.torch import save_file; '
+        f"{source} has its weights only as a pickle ({WEIGHTS_NAME}), which can run code when it is opened and is "
+        'never loaded. If you trust it, convert it once: python -c "import torch; '
+        "from safetensors.torch import save_file; "
         f"save_file({{k: v.contiguous() for k, v in torch.load('{WEIGHTS_NAME}', weights_only=True).items()}}, "
         f"'{SAFE_WEIGHTS_NAME}', metadata={{'format': 'pt'}})\""
     )
@@ -337,7 +337,7 @@ def load_official(
 
 
 def save_official(model: Any, save_directory: str | Path, *, image_processor: Any = None) -> None:
-    """Write config.json, model.safetensors and, given a processor, preprocessor_config.json in transformers' schema."""
+    """Write config.json, model.safetensors and, given a processor, preprocessor_config.json, in transformers' form."""
     if not hasattr(model, "loss_normalizer"):
         raise ValueError("save_official needs HfMaskFormerForUniversalSegmentation, the model with its heads.")
     official_config = untranslate_config(model.config)
@@ -368,7 +368,7 @@ def save_official(model: Any, save_directory: str | Path, *, image_processor: An
 
 
 def relative_position_index(table: Tensor) -> Tensor:
-    """Which row of Swin's bias table each pair of window cells reads: (w*w, w*w) int64 for a table of (2w-1)^2 rows."""
+    """Row of Swin's bias table that each pair of window cells reads: (w*w, w*w) int64 for a table of (2w-1)^2 rows."""
     window = (round(len(table) ** 0.5) + 1) // 2
     cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (w*w, 2) row and column
     offsets = cells[:, None] - cells[None, :] + window - 1  # (w*w, w*w, 2), each in 0..2w-2

@@ -1,6 +1,7 @@
-"""MaskFormer's pixel decoders (sec. 3.3 and appendix; official code `BasePixelDecoder`, `TransformerEncoderPixelDecoder`).
+"""MaskFormer's pixel decoders (sec. 3.3, appendix; official `BasePixelDecoder`, `TransformerEncoderPixelDecoder`).
 
-Contract of every pixel decoder: `features, padding -> (mask_features (B, E, H/4, W/4), memory: list of (B, C, H_l, W_l))`.
+Contract of every pixel decoder:
+`features, padding -> (mask_features (B, E, H/4, W/4), memory: list of (B, C, H_l, W_l))`.
 The published code makes the per-pixel embedding with a 3x3 convolution (the paper says 1x1); we follow the code.
 """
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class SinePositionEncoding2d(nn.Module):
     """Fixed sine and cosine codes of the row (first half of the channels) and of the column (second half).
 
-    Coordinates run from 1 to the number of valid rows (columns) and are scaled to (0, 2 pi], so that a padded image gets
-    in its valid part the codes of the unpadded one.
+    Coordinates run from 1 to the number of valid rows (columns) and are scaled to (0, 2 pi], so that a padded image
+    gets in its valid part the codes of the unpadded one.
     """
 
     def __init__(self, dim: int, *, temperature: float = 10_000.0) -> None:

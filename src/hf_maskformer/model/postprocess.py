@@ -246,11 +246,11 @@ def _winning_queries(
     winner = torch.full(size, -1, dtype=torch.int64, device=mask_logits.device)
     inside = torch.zeros(size, dtype=torch.bool, device=mask_logits.device)
     areas = []
-    for start, chunk in _resized_chunks(mask_logits, size, extent):
-        probabilities = chunk.sigmoid()  # (N, H, W)
-        masks = probabilities >= mask_threshold
-        areas.append(masks.flatten(1).sum(dim=1))
-        value, index = (probabilities * scores[start : start + len(chunk), None, None]).max(dim=0)
+    border = _logit(mask_threshold)
+    for start, chunk in _resized_chunks(mask_logits, size, extent):  # (N, H, W)
+        masks = chunk >= border
+        areas.append(masks.flatten(1).sum(dim=1, dtype=torch.int32))  # several times faster than to int64
+        value, index = (chunk.sigmoid() * scores[start : start + len(chunk), None, None]).max(dim=0)
         better = value > best_value
         best_value = torch.where(better, value, best_value)
         winner = torch.where(better, index + start, winner)
@@ -262,13 +262,11 @@ def _mask_codes(
     mask_logits: Tensor, size: tuple[int, int], extent: tuple[float, float], mask_threshold: float
 ) -> Iterator[tuple[dict[str, Any], int, float]]:
     """For each mask its RLE at target size, its area and its mean probability inside."""
+    border = _logit(mask_threshold)
     for _, chunk in _resized_chunks(mask_logits, size, extent):
-        probabilities = chunk.sigmoid()  # (N, H, W)
-        masks = probabilities >= mask_threshold
-        areas = masks.flatten(1).sum(dim=1)
-        quality = (probabilities * masks).flatten(1).sum(dim=1) / areas.clamp(min=1)
-        for mask, area, mean in zip(masks.cpu(), areas.tolist(), quality.tolist(), strict=True):
-            yield encode_rle(mask), area, mean
+        for logits, mask in zip(chunk, chunk >= border, strict=True):
+            inside = logits[mask]  # (pixels of the mask,)
+            yield encode_rle(mask), len(inside), float(inside.sigmoid().mean()) if len(inside) else 0.0
 
 
 def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Iterator[tuple[int, Tensor]]:
@@ -276,6 +274,13 @@ def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, fl
     count = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
     for start in range(0, len(maps), count):
         yield start, resize_maps(maps[start : start + count], size, extent)
+
+
+def _logit(probability: float) -> float:
+    """Comparing logits with this saves the sigmoid of every pixel."""
+    if probability in (0, 1):
+        return math.inf if probability == 1 else -math.inf
+    return math.log(probability / (1 - probability))
 
 
 def _sample_positions(length: int, target: int, extent: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

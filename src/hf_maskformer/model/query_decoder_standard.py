@@ -1,8 +1,8 @@
 """MaskFormer's query decoder: DETR's transformer decoder with learned queries (sec. 3.3; Carion et al. 2020).
 
-Contract of every query decoder: `memory, mask_features, padding, heads -> list of per-layer predictions`, first to last.
-Post-norm; each layer is self-attention, cross-attention to the coarsest map, feed-forward. Queries start at zero and
-carry a learned position code. A final norm, shared by all layers, stands before the heads.
+Contract of every query decoder: `memory, mask_features, padding, heads -> list of per-layer predictions`, first to
+last. Post-norm; each layer is self-attention, cross-attention to the coarsest map, feed-forward. Queries start at zero
+and carry a learned position code. A final norm, shared by all layers, stands before the heads.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,194 @@
+"""A saved directory loads with `trust_remote_code` where this package, scipy and timm are not installed.
+
+One fresh interpreter serves all checks; it writes its outputs to a file that the tests below compare with ours.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import pipeline
+
+from hf_maskformer.model.configuration_hf_maskformer import AUTO_MAP
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation, HfMaskFormerModel
+from hf_maskformer.presets import image_processor_for, list_presets
+from model import variant_tester as tester
+
+MAIN = "maskformer-light"
+
+SCRIPT = """
+import builtins, json, logging, sys
+
+BLOCKED = {"hf_maskformer", "scipy", "timm"}
+
+class Without:
+    '''A finder of modules that does not find the blocked ones.'''
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *args, **kwargs):
+        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, *args, **kwargs)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+
+def refuse(*args):
+    raise AssertionError(f"asked on stdin: {args}")
+
+builtins.input = refuse
+
+from pathlib import Path
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation, pipeline,
+)
+
+lines = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+for name in ("", "transformers", "huggingface_hub"):
+    logging.getLogger(name).addHandler(Keep(level=logging.WARNING))
+
+root = Path(sys.argv[1])
+inputs = load_file(root / "inputs.safetensors")
+report, tensors = {"classes": {}}, {}
+for folder in sorted((root / "models").iterdir()):
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        output = model(**inputs)
+    for field in ("class_queries_logits", "masks_queries_logits", "valid_extent"):
+        tensors[f"{folder.name}.{field}"] = output[field].contiguous()
+
+main = root / "models" / sys.argv[2]
+config = AutoConfig.from_pretrained(main, trust_remote_code=True)
+base = AutoModel.from_pretrained(main, trust_remote_code=True).eval()
+image_segmentation = AutoModelForImageSegmentation.from_pretrained(main, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(main, trust_remote_code=True)
+segment = pipeline("image-segmentation", model=str(main), trust_remote_code=True, device="cpu")
+with torch.no_grad():
+    tensors["base.last_hidden_state"] = base(**inputs).last_hidden_state.contiguous()
+image = Image.open(root / "image.png")
+tensors["pixel_values"] = processor(image)["pixel_values"]
+segments = segment(image)
+
+again = root / "again"
+segment.model.save_pretrained(again)
+segment.image_processor.save_pretrained(again)
+reloaded = AutoModelForUniversalSegmentation.from_pretrained(again, trust_remote_code=True).eval()
+AutoImageProcessor.from_pretrained(again, trust_remote_code=True)
+with torch.no_grad():
+    tensors["again.class_queries_logits"] = reloaded(**inputs).class_queries_logits.contiguous()
+
+for name, thing in {"config": config, "base": base, "image_segmentation": image_segmentation, "processor": processor,
+                    "pipeline_model": segment.model, "pipeline_processor": segment.image_processor}.items():
+    report["classes"][name] = f"{type(thing).__module__} {type(thing).__name__}"
+report["segments"] = [[part["label"], part["score"]] for part in segments]
+report["lines"] = lines
+report["loaded_though_blocked"] = sorted(BLOCKED & {name.split(".")[0] for name in sys.modules})
+save_file(tensors, root / "outputs.safetensors")
+(root / "report.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Every preset saved in its shrunken form, loaded by one process that has neither the package, scipy nor timm."""
+    root = tmp_path_factory.mktemp("remote")
+    thresholds = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+    for name in list_presets():
+        config = tester.tiny(name, task="panoptic", **thresholds)
+        tester.build(config).save_pretrained(root / "models" / name)
+        image_processor_for(config).save_pretrained(root / "models" / name)
+    save_file(tester.unlabelled(tester.batch(config)), root / "inputs.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "image.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(root):
+    """What the other process found."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(root), MAIN],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {**json.loads((root / "report.json").read_text()), "stderr": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def outputs(root, report):
+    return load_file(root / "outputs.safetensors")
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_preset_gives_the_same_outputs(root, outputs, name):
+    model = HfMaskFormerForUniversalSegmentation.from_pretrained(root / "models" / name).eval()
+    with torch.no_grad():
+        expected = model(**load_file(root / "inputs.safetensors"))
+    for field in ("class_queries_logits", "masks_queries_logits", "valid_extent"):
+        torch.testing.assert_close(outputs[f"{name}.{field}"], expected[field], rtol=1e-5, atol=1e-6)
+
+
+def test_the_base_model_and_the_processor_give_the_same(root, outputs):
+    folder = root / "models" / MAIN
+    base = HfMaskFormerModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = base(**load_file(root / "inputs.safetensors")).last_hidden_state
+    torch.testing.assert_close(outputs["base.last_hidden_state"], expected, rtol=1e-5, atol=1e-6)
+    processor = HfMaskFormerImageProcessor.from_pretrained(folder)
+    assert torch.equal(outputs["pixel_values"], processor(Image.open(root / "image.png"))["pixel_values"])
+
+
+def test_the_pipeline_gives_the_same(root, report):
+    segments = pipeline("image-segmentation", model=str(root / "models" / MAIN), device="cpu")(str(root / "image.png"))
+    assert segments
+    assert [label for label, _ in report["segments"]] == [segment["label"] for segment in segments]
+    scores = [segment["score"] for segment in segments]
+    assert [score for _, score in report["segments"]] == pytest.approx(scores, abs=1e-5)
+
+
+def test_the_code_really_came_from_the_directory(report):
+    assert report["loaded_though_blocked"] == []
+    for name, class_name in report["classes"].items():
+        assert class_name.startswith("transformers_modules."), f"{name}: {class_name}"
+
+
+def test_nothing_was_logged(report):
+    assert report["lines"] == []
+    for word in ("not supported", "Do you wish", "Error", "error"):
+        assert word not in report["stderr"]
+
+
+def test_saving_there_keeps_the_code_and_the_auto_map(root, report, outputs):
+    first, again = root / "models" / MAIN, root / "again"
+    assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
+    processor_map = json.loads((again / "preprocessor_config.json").read_text())["auto_map"]
+    assert processor_map == {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}
+    code = {path.name: path.read_text() for path in first.glob("*.py")}
+    assert {path.name: path.read_text() for path in again.glob("*.py")} == code
+    assert torch.equal(outputs["again.class_queries_logits"], outputs[f"{MAIN}.class_queries_logits"])
+
+
+def test_the_directory_holds_every_module_that_is_imported(root):
+    code = {path.stem for path in (root / "models" / MAIN).glob("*.py")}
+    assert {"modeling_hf_maskformer", "configuration_hf_maskformer", "image_processing_hf_maskformer"} <= code
+    assert {"backbone", "criterion", "matcher", "masks", "postprocess"} <= code
