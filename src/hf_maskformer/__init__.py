@@ -19,7 +19,6 @@ from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImage
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation, HfMaskFormerModel
 from hf_maskformer.presets import list_presets, preset
 
-
 if TYPE_CHECKING:
     from hf_maskformer.inference.predictor import Predictor
 

@@ -7,7 +7,6 @@ from typing import Any
 from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
-
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 MASKFORMER = "MaskFormer, Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278"
 
@@ -101,7 +100,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "maskformer-light": Preset(
-        summary="narrow ResNet-18, 64-wide pixel decoder, 3 layers, 50 queries, loss at the masks' resolution; trains on a laptop",
+        summary="narrow ResNet-18, 64-wide pixel decoder, 3 decoder layers on 1/8 features; trains on a laptop",
         paper=MASKFORMER,
         fields={
             "backbone_config": _resnet(
@@ -116,6 +115,8 @@ PRESETS: dict[str, Preset] = {
             "query_decoder_dropout": 0.0,
             "query_decoder_attention_dropout": 0.0,
             "query_decoder_activation_dropout": 0.0,
+            "query_decoder_memory_stride": 8,
+            "mask_head": "located_dot_product",
             "num_queries": 50,
             "criterion_resolution": "prediction",
             "loss_pixel_weight": 1.0,

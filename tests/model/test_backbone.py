@@ -1,4 +1,4 @@
-"""Backbones of every kind: maps and strides, the pyramid neck, frozen batch norms, checkpointing, files; no network."""
+"""Backbones of every kind: maps and strides, pyramid neck, frozen batch norms, checkpointing, files; no network."""
 
 import math
 import socket
@@ -132,7 +132,9 @@ def test_a_plain_transformer_without_neck_is_refused():
 
 
 def test_a_neck_on_a_pyramid_is_refused():
-    with pytest.raises(ValueError, match=r"'pyramid' needs one common stride; resnet has the strides \[4, 8, 16, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"'pyramid' needs one common stride; resnet has the strides \[4, 8, 16, 32\]"
+    ):
         small_backbone(TRANSFORMERS["resnet"], neck="pyramid")
 
 

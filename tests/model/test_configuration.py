@@ -71,7 +71,9 @@ def test_an_unknown_part_names_field_value_and_what_is_allowed(field, value, all
         assert text in str(error.value)
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_queries", "many"), ("num_queries", 1.5), ("loss_mask_weight", "x")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_queries", "many"), ("num_queries", 1.5), ("loss_mask_weight", "x")]
+)
 def test_a_value_of_the_wrong_type_is_refused(field, value):
     with pytest.raises(StrictDataclassFieldValidationError, match=field):
         HfMaskFormerConfig(**{field: value})
@@ -101,7 +103,10 @@ def test_a_wrong_value_is_refused_when_assigned_later():
         ({"backbone": "resnet18"}, r"'timm/<name>', got 'resnet18'"),
         ({"backbone_config": {"model_type": "no_such_net"}}, "model_type 'no_such_net'"),
         ({"backbone_config": {"depths": [1, 1]}}, "model_type None"),
-        ({"num_channels": 1, "backbone_config": {"model_type": "resnet", "num_channels": 4}}, "num_channels is 1, .* 4"),
+        (
+            {"num_channels": 1, "backbone_config": {"model_type": "resnet", "num_channels": 4}},
+            "num_channels is 1, .* 4",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields, message):

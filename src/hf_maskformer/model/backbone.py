@@ -5,17 +5,18 @@ neck (Li et al. 2022, "Exploring Plain Vision Transformer Backbones", sec. 3); t
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetStage
 from transformers.utils.import_utils import is_timm_available
 
 from .layers import group_count
-
 
 if is_timm_available():
     import timm
@@ -35,6 +36,9 @@ class Backbone(nn.Module):
         strides: Pixels per cell of each map, fine to coarse.
     """
 
+    body: Any  # a PreTrainedModel of transformers, which is untyped
+    _gradient_checkpointing_func: Any  # set by transformers when checkpointing is switched on
+
     def __init__(
         self,
         backbone_config: PreTrainedConfig,
@@ -48,6 +52,7 @@ class Backbone(nn.Module):
         self.body = _build_body(backbone_config)
         self.freeze_batch_norm = freeze_batch_norm
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = checkpoint  # replaced when checkpointing is switched on
         name = getattr(backbone_config, "backbone", None) or backbone_config.model_type
         body_channels = [int(width) for width in self.body.channels]
         probe = _Probe(backbone_config, num_channels=num_channels)
@@ -65,7 +70,7 @@ class Backbone(nn.Module):
                 f"Backbone {name} gives maps with strides {self.strides}; needed are {list(PYRAMID_STRIDES)}. Choose "
                 "other out_features / out_indices, or backbone_neck='pyramid' for a backbone with a single stride."
             )
-        # Unpadded patches (ConvNeXt, ViT) drop the remainder of an image that they do not divide: pad it to this multiple.
+        # Unpadded patches (ConvNeXt, ViT) drop the remainder of an image that they do not divide: pad it first.
         self.pad_multiple = body_strides[-1] if probe.drops_remainder() else 1
         self.idle_parameters = probe.idle_parameters(last_map_only=wants_neck)
         self.freeze()
@@ -166,7 +171,7 @@ def _pyramid_level(in_dim: int, out_dim: int, *, stride: int, target: int) -> nn
     return nn.Sequential(*steps)
 
 
-def _build_body(backbone_config: PreTrainedConfig) -> nn.Module:
+def _build_body(backbone_config: PreTrainedConfig) -> Any:
     if backbone_config.model_type == "timm_backbone":
         return _build_timm_body(backbone_config)
     body = AutoBackbone.from_config(backbone_config)
@@ -196,7 +201,7 @@ class _Probe:
     def __init__(self, backbone_config: PreTrainedConfig, *, num_channels: int) -> None:
         self.side = _probe_side(backbone_config)  # one pixel more than strides and patches divide
         with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
-            self.body = _build_body(backbone_config).eval().requires_grad_(True)
+            self.body: Any = _build_body(backbone_config).eval().requires_grad_(True)
             self.maps = self.body(torch.zeros(1, num_channels, self.side, self.side)).feature_maps
 
     def strides(self) -> list[int]:

@@ -1,10 +1,12 @@
 """Configuration of every member of the MaskFormer family: flat fields, prefixed by the part they belong to.
 
-A part is chosen by name (a ``Literal``) and sized by the fields that carry its prefix; only ``modeling_hf_maskformer.py``
-turns this configuration into modules. Defaults are MaskFormer's (Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278).
+A part is chosen by name (a ``Literal``) and sized by the fields that carry its prefix; only
+``modeling_hf_maskformer.py`` turns this configuration into modules. Defaults are MaskFormer's (Cheng et al., NeurIPS
+2021, https://arxiv.org/abs/2107.06278).
 """
 
 import difflib
+from os import PathLike
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,7 +15,6 @@ from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from .official import is_official_config, translate_config
-
 
 logger = logging.get_logger(__name__)
 
@@ -69,8 +70,10 @@ class HfMaskFormerConfig(PreTrainedConfig):
             models, official code `TransformerEncoderPixelDecoder`).
         pixel_decoder_layers: Encoder layers of `"fpn_transformer"`.
         query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3).
+        query_decoder_memory_stride: Which map the queries attend to; 32, the coarsest, is published.
         num_queries: N, the number of predicted masks.
-        mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding.
+        mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding;
+            `"located_dot_product"` adds fixed codes of the pixel's place.
         class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object".
         class_activation: How class logits become probabilities.
         criterion_resolution: `"target"`: predictions are upsampled to the targets (published); `"prediction"`: targets
@@ -79,13 +82,13 @@ class HfMaskFormerConfig(PreTrainedConfig):
         loss_auxiliary: Supervise every decoder layer.
         loss_pixel_weight: Weight of an auxiliary per-pixel cross-entropy on the per-pixel embedding; its classifier is
             used in training only. 0 (published) leaves it out.
-        matcher: `"hungarian"` or `"fixed"` (query k predicts class k; semantic only; MaskFormer's own ablation, Table 4).
+        matcher: `"hungarian"` or `"fixed"` (query k predicts class k; semantic only; MaskFormer, Table 4).
         matcher_*_cost: Weights in the matching cost.
         task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold: What post-processing does by
             default; the same values stand in `preprocessor_config.json`.
 
     Raises:
-        ValueError: For a keyword that is no field (the nearest field is named) and for fields that contradict each other.
+        ValueError: For a keyword that is no field (the nearest is named) and for fields that contradict each other.
         huggingface_hub.errors.StrictDataclassFieldValidationError: For a value of the wrong type or an unknown part.
     """
 
@@ -116,9 +119,10 @@ class HfMaskFormerConfig(PreTrainedConfig):
     query_decoder_attention_dropout: float | int = 0.1
     query_decoder_activation_dropout: float | int = 0.1
     query_decoder_activation: Literal["relu", "gelu"] = "relu"
+    query_decoder_memory_stride: Literal[8, 16, 32] = 32
     num_queries: int = 100
 
-    mask_head: Literal["dot_product"] = "dot_product"
+    mask_head: Literal["dot_product", "located_dot_product"] = "dot_product"
     mask_head_layers: int = 3
     class_head: Literal["linear"] = "linear"
     class_activation: Literal["softmax", "sigmoid"] = "softmax"
@@ -147,7 +151,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     init_std: float | int = 0.02
     format_version: int = FORMAT_VERSION
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown_keywords(kwargs)
         self.backbone_config = _build_backbone_config(self.backbone_config, self.backbone, self.num_channels)
         self.backbone = None  # one place holds the backbone: backbone_config
@@ -205,8 +209,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
                 )
         if self.query_decoder_dim % 4 or self.pixel_decoder_dim % 4:
             raise ValueError(
-                f"query_decoder_dim ({self.query_decoder_dim}) and pixel_decoder_dim ({self.pixel_decoder_dim}) must be "
-                "multiples of 4 (sine and cosine of two coordinates)."
+                f"query_decoder_dim ({self.query_decoder_dim}) and pixel_decoder_dim ({self.pixel_decoder_dim}) must "
+                "be multiples of 4 (sine and cosine of two coordinates)."
             )
         if self.class_activation == "sigmoid" and self.class_head == "linear":
             raise ValueError(
@@ -214,12 +218,12 @@ class HfMaskFormerConfig(PreTrainedConfig):
             )
         if self.matcher == "fixed" and (self.task != "semantic" or self.num_queries < len(self.id2label)):
             raise ValueError(
-                f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {self.task!r}) and num_queries "
-                f"({self.num_queries}) at least the number of labels ({len(self.id2label)})."
+                f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {self.task!r}) and "
+                f"num_queries ({self.num_queries}) at least the number of labels ({len(self.id2label)})."
             )
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Merge keyword overrides *before* construction, so that every check sees the final values.
 
         Official `maskformer` dictionaries are translated field by field (`official.py`). `id2label` or `num_labels`
@@ -263,7 +267,9 @@ class HfMaskFormerConfig(PreTrainedConfig):
         return config
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, but an official file's `model_type` is no reason for a warning: it is translated."""
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
@@ -271,18 +277,18 @@ class HfMaskFormerConfig(PreTrainedConfig):
             config_dict = translate_config(config_dict)
         elif model_type is not None and model_type != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; HfMaskFormer reads 'hf_maskformer' and "
-                "official 'maskformer' checkpoints."
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; HfMaskFormer reads 'hf_maskformer' "
+                "and official 'maskformer' checkpoints."
             )
         return config_dict, unused
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json with the whole `auto_map` (`register_for_auto_class` would keep a single class)."""
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-def _build_backbone_config(backbone_config, backbone: str | None, num_channels: int) -> PreTrainedConfig:
+def _build_backbone_config(backbone_config: Any, backbone: str | None, num_channels: int) -> PreTrainedConfig:
     """One backbone configuration object from either way of naming it; no network access."""
     if backbone is not None and backbone_config is not None:
         raise ValueError(f"Give backbone ({backbone!r}) or backbone_config, not both.")
@@ -310,7 +316,9 @@ def _build_backbone_config(backbone_config, backbone: str | None, num_channels: 
         backbone_config = CONFIG_MAPPING[model_type](**fields)
     found = getattr(backbone_config, "num_channels", num_channels)
     if found != num_channels:
-        raise ValueError(f"num_channels is {num_channels}, but backbone_config.num_channels is {found}; set both alike.")
+        raise ValueError(
+            f"num_channels is {num_channels}, but backbone_config.num_channels is {found}; set both alike."
+        )
     return _with_lists(backbone_config)
 
 

@@ -5,6 +5,7 @@ from transformers import initialization as init
 
 from .class_head import LinearClassHead
 from .layers import MLP, Attention, ConvNormActivation, FeedForward
+from .mask_head import LocatedDotProductMaskHead
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
@@ -31,6 +32,9 @@ def initialize(module: nn.Module) -> None:
             if isinstance(linear, nn.Linear):
                 init.xavier_uniform_(linear.weight)
                 init.zeros_(linear.bias)
+    elif isinstance(module, LocatedDotProductMaskHead):
+        init.xavier_uniform_(module.place.weight)
+        init.zeros_(module.place.bias)
     elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)

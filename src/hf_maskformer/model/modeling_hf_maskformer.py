@@ -24,7 +24,7 @@ from .class_head import LinearClassHead
 from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import Criterion, loss_normalizer
 from .initialization import initialize
-from .mask_head import DotProductMaskHead
+from .mask_head import DotProductMaskHead, LocatedDotProductMaskHead
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
@@ -73,6 +73,7 @@ def _standard_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) ->
         activation_dropout=config.query_decoder_activation_dropout,
         activation=config.query_decoder_activation,
         num_queries=config.num_queries,
+        memory_stride=config.query_decoder_memory_stride,
     )
 
 
@@ -84,10 +85,16 @@ def _dot_product_mask_head(config: HfMaskFormerConfig) -> DotProductMaskHead:
     return DotProductMaskHead(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
 
 
+def _located_mask_head(config: HfMaskFormerConfig) -> LocatedDotProductMaskHead:
+    return LocatedDotProductMaskHead(
+        config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers
+    )
+
+
 PIXEL_DECODERS = {"fpn": _fpn, "fpn_transformer": _fpn_transformer}
 QUERY_DECODERS = {"standard": _standard_decoder}
 CLASS_HEADS = {"linear": _linear_class_head}
-MASK_HEADS = {"dot_product": _dot_product_mask_head}
+MASK_HEADS = {"dot_product": _dot_product_mask_head, "located_dot_product": _located_mask_head}
 
 
 def build_criterion(config: HfMaskFormerConfig) -> Criterion:

@@ -165,7 +165,7 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
     """Our configuration -> the official dictionary; ValueError names the part that plain transformers lacks."""
     required = {
         **{"pixel_decoder": "fpn", "query_decoder": "standard", "mask_head": "dot_product", "class_head": "linear"},
-        **{"mask_head_layers": 3, "class_activation": "softmax"},
+        **{"mask_head_layers": 3, "class_activation": "softmax", "query_decoder_memory_stride": 32},
     }
     for field, value in required.items():
         if getattr(config, field) != value:

@@ -15,7 +15,8 @@ from .position_encoding import SinePositionEncoding2d
 class FpnPixelDecoder(nn.Module):
     """Feature pyramid: the coarsest map is upsampled step by step and summed with the projected finer maps.
 
-    The memory handed to the query decoder is the backbone's coarsest map itself.
+    The memory handed to the query decoder ends with the backbone's coarsest map itself, the published choice; before
+    it stand the pyramid's merged maps at strides 8 and 16, for decoders that look at small objects.
     """
 
     def __init__(self, in_channels: list[int], *, dim: int, mask_dim: int) -> None:
@@ -27,18 +28,20 @@ class FpnPixelDecoder(nn.Module):
         )
         self.outputs = nn.ModuleList(ConvNormActivation(dim, dim, kernel_size=3) for _ in finer)
         self.mask_projection = nn.Conv2d(dim, mask_dim, kernel_size=3, padding=1)
-        self.memory_channels = [coarsest]
+        self.memory_channels = [dim, dim, coarsest]
 
     def forward(self, features: list[Tensor], padding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """`features` fine to coarse; `padding` (B, H, W) of the image is not needed by convolutions."""
-        return self._merge(features, features[-1]), [features[-1]]
+        return self._merge(features, features[-1])
 
-    def _merge(self, features: list[Tensor], coarsest: Tensor) -> Tensor:
+    def _merge(self, features: list[Tensor], coarsest: Tensor) -> tuple[Tensor, list[Tensor]]:
         merged = self.stem(coarsest)
+        memory = [coarsest]
         for lateral, output, feature in zip(self.laterals, self.outputs, reversed(features[:-1]), strict=True):
             upsampled = F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
             merged = output(lateral(feature) + upsampled)  # (B, C, H_l, W_l)
-        return self.mask_projection(merged)  # (B, E, H/4, W/4)
+            memory.insert(0, merged)
+        return self.mask_projection(merged), memory[1:]  # (B, E, H/4, W/4), strides 8, 16, 32
 
 
 class TransformerFpnPixelDecoder(FpnPixelDecoder):
@@ -65,4 +68,4 @@ class TransformerFpnPixelDecoder(FpnPixelDecoder):
         for layer in self.layers:
             states = layer(states, positions, None if padding is None else padding.flatten(1))
         encoded = states.transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
-        return self._merge(features, encoded), [encoded]
+        return self._merge(features, encoded)

@@ -16,6 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .layers import Attention, FeedForward, resize_padding
 from .position_encoding import SinePositionEncoding2d
 
+MEMORY_STRIDES = (8, 16, 32)  # of the maps that a pixel decoder hands over
+
 
 class LayerPrediction(NamedTuple):
     """What one decoder layer predicts, with the states it was predicted from."""
@@ -92,10 +94,12 @@ class StandardQueryDecoder(nn.Module):
         activation_dropout: float,
         activation: str,
         num_queries: int,
+        memory_stride: int,
     ) -> None:
         super().__init__()
-        coarsest = memory_channels[-1]
-        self.input_projection = nn.Conv2d(coarsest, dim, kernel_size=1) if coarsest != dim else nn.Identity()
+        self.level = MEMORY_STRIDES.index(memory_stride) - len(MEMORY_STRIDES)  # counted from the coarsest
+        width = memory_channels[self.level]
+        self.input_projection = nn.Conv2d(width, dim, kernel_size=1) if width != dim else nn.Identity()
         self.position_encoding = SinePositionEncoding2d(dim)
         self.query_positions = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(
@@ -123,11 +127,11 @@ class StandardQueryDecoder(nn.Module):
         all_layers: bool,
         need_weights: bool = False,
     ) -> list[LayerPrediction]:
-        """Read the coarsest map of `memory`; `padding` (B, H, W) of the image hides its padded cells.
+        """Read one map of `memory`, the coarsest as published; its cells in `padding` (B, H, W) are hidden.
 
         With `all_layers` False only the last layer is predicted from (inference).
         """
-        projected = self.input_projection(memory[-1])  # (B, C, h, w)
+        projected = self.input_projection(memory[self.level])  # (B, C, h, w)
         height, width = projected.shape[-2:]
         padding = resize_padding(padding, (height, width))
         positions = self.position_encoding(height, width, padding=padding, device=projected.device)

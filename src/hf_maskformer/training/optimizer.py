@@ -65,7 +65,7 @@ def build_optimizer(
     groups = parameter_groups(
         model, learning_rate=learning_rate, backbone_multiplier=backbone_multiplier, weight_decay=weight_decay
     )
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
