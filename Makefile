@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: install quickstart test test-all check format clean
+.PHONY: install quickstart test test-all test-minimum check format clean
 
 install: .venv/installed
 
@@ -20,6 +20,11 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+
+# The oldest supported transformers, beside the torch of .venv; run before a release.
+test-minimum: install
+	test -d .minimum/transformers || $(BIN)/python -m pip install --quiet --target .minimum "transformers==5.17.0" "huggingface_hub<2"
+	PYTHONPATH=.minimum $(BIN)/python -m pytest -q -m "not slow" $(TESTS)
 
 test-all: install
 	$(BIN)/python -m pytest -q $(TESTS)

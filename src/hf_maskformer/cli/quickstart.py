@@ -17,7 +17,7 @@ NUM_DRAWN = 6
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output-dir", default="runs/quickstart")
-    parser.add_argument("--minutes", type=float, default=6.0, help="training time (default: 6, enough on 2 CPU cores)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="training time (default: 7, enough on 2 CPU cores)")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -92,8 +92,8 @@ def overlay(model: Path, data: Any) -> Any:
         truth = reference_segments(data.reference(index), data.task, spec)
         panels += [
             image,
-            draw_segments(image, *truth, spec.id2label),
-            draw_segments(image, ids, segments, spec.id2label),
+            draw_segments(image, *truth, spec.id2label, color_by="label"),
+            draw_segments(image, ids, segments, spec.id2label, color_by="label"),
         ]
     titles = ["image", "truth", "prediction"] * (len(panels) // 3)
     return contact_sheet(panels, columns=3, titles=titles)

@@ -181,6 +181,9 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
 class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
     """Backbone, pixel decoder, query decoder and heads: `pixel_values` to classes and masks of N queries."""
 
+    # The auxiliary per-pixel classifier of a training checkpoint has no place here.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^pixel_classifier\."]
+
     def __init__(self, config: HfMaskFormerConfig) -> None:
         super().__init__(config)
         config.validate_consistency()

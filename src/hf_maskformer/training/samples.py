@@ -1,7 +1,7 @@
 """Evaluation images beside their truth and their prediction, as one PNG: what a run has learned, at a glance."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +70,7 @@ def sample_sheet(
         truth = reference_segments(data.reference(index), data.task, spec)
         predicted = predicted_segments(processor, outputs, data.task, image.shape[:2], spec)
         panels.append(Image.fromarray(image))
-        color_by: Literal["label", "segment"] = "label" if data.task == "semantic" else "segment"
-        for ids, segments in (truth, predicted):
-            panels.append(draw_segments(image, ids, segments, spec.id2label, color_by=color_by))
+        for ids, segments in (truth, predicted):  # a class has one colour, so that truth and prediction compare
+            panels.append(draw_segments(image, ids, segments, spec.id2label, color_by="label"))
     model.train(was_training)
     return contact_sheet(panels, columns=3, titles=["image", "truth", "prediction"] * (len(panels) // 3))
