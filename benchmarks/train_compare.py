@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     for name in arguments.models:
         torch.set_num_threads(arguments.threads)
-        row = train_ours(config) if name == "ours" else train_peer(config)
+        row = train_peer(config) if name == "peer" else ours_row(config, arguments.run)
         rows.append({"model": name, **row})
         print(json.dumps(rows[-1], indent=2))
     report = {"machine": machine(arguments.threads), "data": Path(arguments.data).name, "seed": config.seed}
@@ -73,13 +73,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output-dir", default="runs/train_compare", help="where our run goes")
+    parser.add_argument(
+        "--run", type=Path, help="take ours from this finished `hf-maskformer train` run of the recipe"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
-def train_ours(config: TrainConfig) -> dict[str, Any]:
-    metrics = train(config)
-    weights = Path(config.output_dir) / "final"
+def ours_row(config: TrainConfig, run: Path | None) -> dict[str, Any]:
+    """Train ours, or read a run that was trained with the same settings.
+
+    Raises:
+        ValueError: The run was trained with other settings.
+    """
+    if run is None:
+        metrics, folder = train(config), Path(config.output_dir)
+    else:
+        metrics, folder = json.loads((run / "metrics.json").read_text()), run
+        used = json.loads((run / "train_config.json").read_text())
+        wanted = json_ready(vars(config))
+        for name in sorted(set(wanted) - {"output_dir", "dataset", "resume"}):
+            if used.get(name) != wanted[name]:
+                raise ValueError(f"{run} was trained with {name} = {used.get(name)!r}, wanted is {wanted[name]!r}")
+    weights = folder / "final"
     model = transformers.AutoModelForUniversalSegmentation.from_pretrained(weights)
     return {**scalars(metrics), "parameters": model.num_parameters()}
 

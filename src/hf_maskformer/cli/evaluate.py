@@ -21,12 +21,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset-options", nargs="+", default=[], metavar="KEY=VALUE", help="options of the reader")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--json", metavar="FILE", help="write the metrics as one JSON object")
     add_input_arguments(parser)
 
 
 def run(arguments: Namespace) -> None:
+    import torch
+
     from hf_maskformer.data.load import load
     from hf_maskformer.evaluation.evaluate import evaluate
     from hf_maskformer.evaluation.table import format_table
@@ -42,7 +44,7 @@ def run(arguments: Namespace) -> None:
         data,
         task=task,
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         limit=arguments.limit,
     )
     print(format_table(metrics, data.label_spec.id2label))

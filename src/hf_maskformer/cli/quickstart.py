@@ -33,18 +33,28 @@ def run(arguments: Namespace) -> None:
     from hf_maskformer.training.train import train
 
     print(f"training for {arguments.minutes:g} minutes ...")
-    train(training_config(output, arguments.minutes, arguments.seed))
+    trained = train(training_config(output, arguments.minutes, arguments.seed))
 
     unseen = load("scenes", split="test", task="panoptic", length=NUM_TEST_SCENES, image_size=IMAGE_SIZE)
     model, processor = load_checkpoint(output / "final")
     metrics = evaluate(model, processor, unseen)
-    write_json(output / "metrics.json", metrics)
+    run_facts = {name: trained[name] for name in ("steps", "training_minutes", "seed")}
+    write_json(output / "metrics.json", {**metrics, **run_facts, "images": NUM_TEST_SCENES, "machine": machine()})
     print(format_table(metrics, unseen.label_spec.id2label))
 
     overlay(output / "final", unseen).save(output / "overlay.png")
     print(f"\n{NUM_TEST_SCENES} unseen scenes: mIoU {metrics['mean_iou']:.3f}, PQ {metrics['pq']:.3f}, ", end="")
     print(f"mask AP {metrics['map']:.3f}")
     print(f"model: {output / 'final'}   picture: {output / 'overlay.png'}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import os
+
+    import torch
+
+    return {"device": f"{os.cpu_count()} CPU cores", "threads": torch.get_num_threads()}
 
 
 def training_config(output: Path, minutes: float, seed: int) -> TrainConfig:
