@@ -33,6 +33,19 @@ from hf_maskformer.training.trackers import json_ready, scalars
 from hf_maskformer.training.train import model_inputs, open_batches, train
 
 PEER_LEARNING_RATE = 2e-4
+# What may differ between our finished run and the settings of the comparison: where it lies and what it reported.
+NOT_COMPARED = {
+    "output_dir",
+    "dataset",
+    "resume",
+    "evaluations",
+    "eval_limit",
+    "eval_batch_size",
+    "log_every",
+    "num_samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+}
 RESULTS = Path(__file__).resolve().parent / "results" / "train_compare.json"
 
 
@@ -92,7 +105,7 @@ def ours_row(config: TrainConfig, run: Path | None) -> dict[str, Any]:
         metrics, folder = json.loads((run / "metrics.json").read_text()), run
         used = json.loads((run / "train_config.json").read_text())
         wanted = json_ready(vars(config))
-        for name in sorted(set(wanted) - {"output_dir", "dataset", "resume"}):
+        for name in sorted(set(wanted) - NOT_COMPARED):
             if used.get(name) != wanted[name]:
                 raise ValueError(f"{run} was trained with {name} = {used.get(name)!r}, wanted is {wanted[name]!r}")
     weights = folder / "final"

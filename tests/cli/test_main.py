@@ -1,6 +1,7 @@
 """The command line from end to end on a tiny model: files, JSON, tables, one-line errors and exit codes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,38 @@ def test_predict_skips_bad_images_when_asked(trained, semantic_folder, tmp_path,
     assert "1 of 2 images" in capsys.readouterr().out
 
 
+def test_evaluate_skips_bad_images_when_asked(trained, semantic_folder, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(semantic_folder, root)
+
+    def spoil(name):
+        """A JPEG with its header only: it can be indexed."""
+        path = root / "val" / "images" / f"{name}.png"
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+        data = path.with_suffix(".jpg").read_bytes()
+        path.with_suffix(".jpg").write_bytes(data[: len(data) // 2])
+
+    spoil("val0")
+    words = ["evaluate", trained / "best", "--dataset", root, "--json", tmp_path / "metrics.json"]
+    words += ["--dataset-options", f"cache_dir={tmp_path / 'cache'}"]
+    assert "val0.jpg" in failure(capsys, *words)
+    assert main([*map(str, words), "--on-bad-sample", "skip"]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["skipped"] == 1
+    spoil("val1")
+    assert "none of the 2 images can be read" in failure(capsys, *words, "--on-bad-sample", "skip")
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_help_promises_no_hub_datasets(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "dataset folder, or 'scenes'" in text
+    assert "folder, Hub id" not in text
+
+
 def test_presets_are_listed_and_shown(capsys):
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out
@@ -101,8 +134,6 @@ def test_a_users_mistakes_are_one_line(trained, semantic_folder, recipe, tmp_pat
 
 
 def test_a_bad_image_found_by_a_reader_process_is_still_one_line(recipe, semantic_folder, tmp_path, capsys):
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(semantic_folder, root)
     path = root / "train" / "images" / "train1.png"

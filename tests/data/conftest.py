@@ -1,6 +1,8 @@
 """Small datasets written by hand, in each of the folder shapes."""
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,25 @@ HEIGHT, WIDTH = 6, 8
 
 def _grey(value: int) -> Image.Image:
     return Image.fromarray(np.full((HEIGHT, WIDTH, 3), value, dtype=np.uint8))
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.fixture
+def deep_png() -> Callable[[Path, int, int], Path]:
+    """Writes a PNG of 16 bits per channel and one value; types: 0 grey, 2 RGB, 4 grey + alpha, 6 RGBA."""
+
+    def write(path: Path, colour_type: int, value: int) -> Path:
+        channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+        header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, colour_type, 0, 0, 0)
+        lines = (b"\0" + struct.pack(">H", value) * channels * WIDTH) * HEIGHT
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks))
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Reading image files of every kind, and what a row means for each task."""
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.data.sample import Sample, check_image_size, image_size, read_image, targets_for_task
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle
 
@@ -45,11 +48,55 @@ def test_palette_gives_its_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(tmp_path, palette)), COLOURS)
 
 
-def test_transparent_pixels_lie_on_black(tmp_path: Path) -> None:
+def processed(path: Path) -> np.ndarray:
+    """(H, W, 3) as the image processor opens a file."""
+    plain = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
+    values = HfMaskFormerImageProcessor(**plain)(str(path))["pixel_values"]
+    return values[0].permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_is_dropped_as_by_the_processor_and_pil(mode: str, tmp_path: Path) -> None:
     rgba = np.concatenate([COLOURS, np.array([[[255], [0]], [[255], [128]]], dtype=np.uint8)], axis=2)
-    image = read_image(save(tmp_path, Image.fromarray(rgba)))
-    np.testing.assert_array_equal(image[0], [[255, 0, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(image[1, 1], [128, 128, 128])
+    path = save(tmp_path, Image.fromarray(rgba).convert(mode), **({"transparency": 1} if mode == "P" else {}))
+    with Image.open(path) as file:
+        assert file.has_transparency_data
+        expected = np.asarray(file.convert("RGB"))
+    image = read_image(path)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(image, processed(path))
+    if mode == "RGBA":
+        np.testing.assert_array_equal(image, COLOURS)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, "RGB"), (4, "LA"), (6, "RGBA")])
+def test_colours_of_16_bits_are_refused(
+    colour_type: int, channels: str, tmp_path: Path, deep_png: Callable[[Path, int, int], Path]
+) -> None:
+    """PIL keeps the high byte only: 2047 was read as 7, whatever the intensity_range."""
+    path = deep_png(tmp_path / "deep.png", colour_type, 2047)
+    message = rf"deep\.png: has 16 bits per channel \({channels}\).*convert it to 8 bits per channel, or to one grey"
+    for read in (read_image, image_size, lambda file: read_image(file, (0, 4095)), processed):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    with Image.open(path) as file, pytest.raises(ValueError, match=r"image 0.*has 16 bits per channel"):
+        HfMaskFormerImageProcessor()(file)
+
+
+def test_a_grey_png_of_16_bits_is_scaled(tmp_path: Path, deep_png: Callable[[Path, int, int], Path]) -> None:
+    assert np.unique(read_image(deep_png(tmp_path / "deep.png", 0, 2047), (0, 4094))).tolist() == [128]
+
+
+def test_a_colour_tiff_of_16_bits_is_refused(tmp_path: Path) -> None:
+    tags = [(256, 2), (257, 2), (258, 134), (259, 1), (262, 2), (273, 140), (277, 3), (278, 2), (279, 24)]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    content = content.ljust(134, b"\0") + struct.pack("<3H", 16, 16, 16) + struct.pack("<12H", *[2047] * 12)
+    (tmp_path / "deep.tif").write_bytes(content)
+    with Image.open(tmp_path / "deep.tif") as file:
+        assert np.asarray(file).max() == 7, "the case of interest: PIL reads it, and cuts it"
+    with pytest.raises(ValueError, match=r"deep\.tif: has 16 bits per channel \(RGB\)"):
+        read_image(tmp_path / "deep.tif")
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:

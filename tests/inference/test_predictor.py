@@ -7,7 +7,9 @@ from PIL import Image
 from transformers.utils import ModelOutput
 
 from hf_maskformer.inference import Predictor
+from hf_maskformer.inference.checkpoint import load_checkpoint
 from hf_maskformer.model.masks import decode_rle
+from hf_maskformer.presets import image_processor_for
 
 
 def picture(height=40, width=60, seed=0):
@@ -151,6 +153,16 @@ def test_more_than_8_bits_need_an_intensity_range(checkpoint, predictor, tmp_pat
     (from_file, from_array) = Predictor(checkpoint, device="cpu", intensity_range=(0, 4095))([path, deep])
     np.testing.assert_array_equal(from_file.image, from_array.image)
     assert (from_file.image.min(), from_file.image.max()) == (0, 255)
+
+
+def test_the_intensity_range_stored_with_the_model_is_the_default(checkpoint):
+    model, processor = load_checkpoint(checkpoint)
+    processor = image_processor_for(model.config, intensity_range=(0, 4095))
+    deep = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)
+    (stored,) = Predictor(model, processor=processor, device="cpu")(deep)
+    assert (stored.image.min(), stored.image.max()) == (0, 255)
+    (given,) = Predictor(model, processor=processor, device="cpu", intensity_range=(0, 8190))(deep)
+    assert (given.image.min(), given.image.max()) == (0, 128)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,15 @@ def test_wrong_class_id_names_image_and_value():
         criterion()(**data)
 
 
+@pytest.mark.parametrize("value", [255, 2, -1])
+def test_mask_values_outside_the_unit_interval_name_the_image(value):
+    data = batch(counts=(2, 1))
+    data["mask_labels"] = [mask.to(torch.int16) for mask in data["mask_labels"]]
+    data["mask_labels"][1][0, -1, -1] = value
+    with pytest.raises(ValueError, match=r"mask_labels\[1\] has values outside 0\.\.1"):
+        criterion()(**data)
+
+
 def test_wrong_shapes_are_refused():
     data = batch(counts=(2, 1))
     with pytest.raises(ValueError, match="2 images need as many targets"):
@@ -258,11 +267,16 @@ def test_padding_has_no_influence(resolution):
     data = batch(counts=(2, 1), size=(8, 8))
     data["pixel_mask"] = torch.ones(2, 32, 32, dtype=torch.int64)
     data["pixel_mask"][1, 16:] = 0
+    data["pixel_logits"] = torch.randn(2, 3, 8, 8)
     unit = criterion(resolution=resolution, pixel_weight=1.0)
     data["mask_labels"][1][:, 16:] = False
-    noisy = {**data, "mask_logits": [tensor.clone() for tensor in data["mask_logits"]]}
-    for tensor in noisy["mask_logits"]:
+    noisy = dict(data)
+    noisy["mask_logits"] = [tensor.clone() for tensor in data["mask_logits"]]
+    noisy["pixel_logits"] = data["pixel_logits"].clone()
+    for tensor in [*noisy["mask_logits"], noisy["pixel_logits"]]:
         tensor[1, :, 4:] = 10 * torch.randn(tensor[1, :, 4:].shape)
+    noisy["mask_labels"] = [mask.clone() for mask in data["mask_labels"]]
+    noisy["mask_labels"][1][:, 16:] = torch.rand(noisy["mask_labels"][1][:, 16:].shape) > 0.5
     before, after = unit(**data)[1], unit(**noisy)[1]
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
@@ -292,7 +306,18 @@ def test_resize_masks_equals_torch_nearest_and_keeps_bool():
 def test_average_masks_gives_coverage():
     masks = torch.zeros(1, 1, 4, 4)
     masks[..., :2, :1] = 1
-    assert average_masks(masks, (2, 2), torch.float32)[0, 0].tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    shares, weight = average_masks(masks, torch.ones(1, 4, 4), (2, 2))
+    assert shares[0, 0].tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    assert weight[0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_average_masks_counts_valid_pixels_only():
+    """A cell on the border of the image: its target is the covered share of the image in it, its weight that part."""
+    valid = torch.zeros(1, 4, 4)
+    valid[:, :, :3] = 1
+    shares, weight = average_masks(torch.ones(1, 1, 4, 4), valid, (2, 2))
+    assert shares[0, 0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert weight[0].tolist() == [[1.0, 0.5], [1.0, 0.5]]
 
 
 def test_paint_labels_puts_the_smaller_mask_on_top():

@@ -98,5 +98,7 @@ class TestImages:
         image.save(tmp_path / "turned.png", exif=exif)
         assert tiny()(str(tmp_path / "turned.png"))["pixel_values"].shape == (1, 3, 30, 20)
         (tmp_path / "broken.jpg").write_bytes(b"not an image")
-        with pytest.raises(ValueError, match=r"cannot read the image file .*broken.jpg"):
+        with pytest.raises(ValueError, match=r"broken\.jpg: cannot be read as an image"):
             tiny()(str(tmp_path / "broken.jpg"))
+        with pytest.raises(ValueError, match=r"absent\.jpg: no such image file"):
+            tiny()(str(tmp_path / "absent.jpg"))

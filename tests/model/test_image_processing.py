@@ -19,6 +19,7 @@ from transformers import (
     SwinConfig,
 )
 from transformers.pipelines import ImageSegmentationPipeline
+from transformers.utils import ModelOutput
 
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
@@ -168,6 +169,22 @@ class TestSettings:
     def test_return_tensors(self):
         assert isinstance(tiny()(photo())["pixel_values"], torch.Tensor)
         assert isinstance(tiny()(photo(), return_tensors="np")["pixel_values"], np.ndarray)
+
+
+class TestThingsOfInstances:
+    @pytest.mark.parametrize(("things", "labels"), [(None, {0, 1}), ([1], {1}), ([], set())])
+    def test_none_is_unknown_and_an_empty_list_is_all_stuff(self, things, labels):
+        classes = torch.tensor([[[9.0, 0, 0, 0], [0, 9.0, 0, 0]]])  # (1, 2, 3 + 1)
+        masks = torch.full((1, 2, 8, 8), -9.0)
+        masks[0, 0, :4] = masks[0, 1, 4:] = 9.0
+        outputs = ModelOutput(class_queries_logits=classes, masks_queries_logits=masks, valid_extent=None)
+        processor = tiny(thing_label_ids=things)
+        (result,) = processor.post_process_instance_segmentation(outputs, target_sizes=[(8, 8)])
+        assert {segment["label_id"] for segment in result["segments_info"]} == labels
+        assert result["segmentation"].shape == (8, 8)
+        assert result["segmentation"].max() == len(labels)
+        (maps,) = processor.post_process_instance_segmentation(outputs, target_sizes=[(8, 8)], return_binary_maps=True)
+        assert maps["segmentation"].shape == (len(labels), 8, 8)
 
 
 REMOTE_SCRIPT = """

@@ -123,6 +123,30 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tin
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+@pytest.mark.parametrize("max_grad_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_ends_the_run(tiny_run, monkeypatch, max_grad_norm):
+    forward = HfMaskFormerForUniversalSegmentation.forward
+
+    def broken(self, *args, **keywords):
+        output = forward(self, *args, **keywords)
+        output.loss.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    monkeypatch.setattr(HfMaskFormerForUniversalSegmentation, "forward", broken)
+    with pytest.raises(FloatingPointError, match=r"step 0: the gradient's norm is nan; .*'scene-0-0-00000\d'"):
+        train(tiny_run(max_grad_norm=max_grad_norm))
+
+
+def test_without_clipping_the_norm_is_logged_and_the_gradient_is_whole(tiny_run):
+    weights_of = []
+    for name, limit in (("none", None), ("huge", 1e9)):
+        config = tiny_run(name, max_grad_norm=limit, max_steps=1, val_split=None)
+        train(config)
+        assert log_lines(config)[0]["grad_norm"] > 0
+        weights_of.append(weights(config))
+    assert all(torch.equal(weights_of[0][name], weights_of[1][name]) for name in weights_of[0])
+
+
 @pytest.fixture
 def folder_with_a_truncated_image(tmp_path):
     """Four semantic maps; the third image's file is cut in the middle, after its header."""

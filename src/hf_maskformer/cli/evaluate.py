@@ -14,7 +14,7 @@ from hf_maskformer.training.config import key_values
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory or Hub id that from_pretrained reads")
-    parser.add_argument("--dataset", required=True, help="dataset folder, Hub id, or 'scenes'")
+    parser.add_argument("--dataset", required=True, help="dataset folder, or 'scenes' for the built-in drawn scenes")
     parser.add_argument("--split", default="val")
     parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="default: the model's task")
     parser.add_argument("--format", help="dataset format; default: found from the folder's shape")
@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--json", metavar="FILE", help="write the metrics as one JSON object")
+    parser.add_argument("--on-bad-sample", choices=["raise", "skip"], default="raise", help="for unreadable images")
     add_input_arguments(parser)
 
 
@@ -36,6 +37,7 @@ def run(arguments: Namespace) -> None:
 
     model, processor = load_checkpoint(arguments.model)
     options = {**reader_options(arguments), **key_values(arguments.dataset_options)}
+    options["on_bad_sample"] = arguments.on_bad_sample
     task = arguments.task or model.config.task
     data = load(arguments.dataset, split=arguments.split, task=task, format=arguments.format, **options)
     metrics = evaluate(
@@ -46,6 +48,7 @@ def run(arguments: Namespace) -> None:
         batch_size=arguments.batch_size,
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         limit=arguments.limit,
+        on_bad_sample=arguments.on_bad_sample,
     )
     print(format_table(metrics, data.label_spec.id2label))
     if arguments.json:

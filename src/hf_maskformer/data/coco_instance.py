@@ -16,7 +16,7 @@ from hf_maskformer.data.coco_files import (
     read_coco_json,
     warn_unlisted,
 )
-from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image
+from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image, readable_rows
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox, segmentation_to_mask
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_coco_instance(
-    images: Path, annotations: Path, cache_dir: str | Path | None = None
+    images: Path, annotations: Path, cache_dir: str | Path | None = None, on_bad_sample: str = "raise"
 ) -> tuple[Dataset, LabelSpec]:
     """Rows and labels of a COCO instance JSON.
 
@@ -37,6 +37,7 @@ def load_coco_instance(
         images: folder of the image files.
         annotations: the JSON.
         cache_dir: where the rows are stored; None = the cache of `datasets`.
+        on_bad_sample: "raise" for an unreadable file, or "skip": log it and leave the row out.
 
     Raises:
         ValueError: unknown image or category ids, a missing file, a size that differs, a broken mask; the message
@@ -47,14 +48,17 @@ def load_coco_instance(
     records = images_by_id(annotations, content["images"])
     by_image = _annotations_by_image(annotations, content["annotations"], records)
     files = [images / record["file_name"] for record in content["images"]]
-    fingerprint = files_fingerprint(
-        "coco_instance", READER_VERSION, {}, [annotations, *(file for file in files if file.is_file())]
-    )
+    present = [annotations, *(file for file in files if file.is_file())]
+    fingerprint = files_fingerprint("coco_instance", READER_VERSION, {"on_bad_sample": on_bad_sample}, present)
 
     def rows() -> Iterator[dict[str, Any]]:
         warn_unlisted(annotations, images, content["images"])
-        for image_id, record in records.items():
-            yield _row(images, annotations, record, by_image[image_id], spec)
+        yield from readable_rows(
+            list(records.values()),
+            lambda record: _row(images, annotations, record, by_image[record["id"]], spec),
+            on_bad_sample,
+            where=annotations,
+        )
 
     return indexed_dataset(rows, fingerprint, cache_dir), spec
 

@@ -19,8 +19,9 @@ from hf_maskformer.data.coco_files import (
     read_coco_json,
     warn_unlisted,
 )
-from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image
+from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image, readable_rows
 from hf_maskformer.data.sample import make_segment
+from hf_maskformer.model.image_conversion import UnreadableImageError
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import panoptic_png_to_ids
 
@@ -28,7 +29,7 @@ READER_VERSION = 1
 
 
 def load_coco_panoptic(
-    images: Path, annotations: Path, maps: Path, cache_dir: str | Path | None = None
+    images: Path, annotations: Path, maps: Path, cache_dir: str | Path | None = None, on_bad_sample: str = "raise"
 ) -> tuple[Dataset, LabelSpec]:
     """Rows and labels of a COCO panoptic JSON with its PNG files.
 
@@ -39,6 +40,7 @@ def load_coco_panoptic(
         annotations: the JSON.
         maps: folder of the PNG files.
         cache_dir: where the rows are stored; None = the cache of `datasets`.
+        on_bad_sample: "raise" for an unreadable file, or "skip": log it and leave the row out.
 
     Raises:
         ValueError: an unknown category or image id, a missing file, sizes that differ, an id of segments_info that
@@ -49,15 +51,18 @@ def load_coco_panoptic(
     records = images_by_id(annotations, content["images"])
     files = [images / record["file_name"] for record in content["images"]]
     files += [maps / annotation["file_name"] for annotation in content["annotations"]]
-    fingerprint = files_fingerprint(
-        "coco_panoptic", READER_VERSION, {}, [annotations, *(file for file in files if file.is_file())]
-    )
+    present = [annotations, *(file for file in files if file.is_file())]
+    fingerprint = files_fingerprint("coco_panoptic", READER_VERSION, {"on_bad_sample": on_bad_sample}, present)
 
     def rows() -> Iterator[dict[str, Any]]:
         warn_unlisted(annotations, images, content["images"])
         _check_one_each(annotations, records, content["annotations"])
-        for annotation in content["annotations"]:
-            yield _row(images, annotations, maps, records[annotation["image_id"]], annotation, spec)
+        yield from readable_rows(
+            content["annotations"],
+            lambda annotation: _row(images, annotations, maps, records[annotation["image_id"]], annotation, spec),
+            on_bad_sample,
+            where=annotations,
+        )
 
     return indexed_dataset(rows, fingerprint, cache_dir), spec
 
@@ -112,7 +117,7 @@ def _read_ids(png: Path) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{png}: no such panoptic PNG") from None
     except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        raise ValueError(f"{png}: cannot be read as an image, it is damaged or cut off ({error})") from error
+        raise UnreadableImageError(f"{png}: cannot be read as an image, it is damaged or cut off ({error})") from error
     if mode not in ("RGB", "RGBA"):
         raise ValueError(f"{png}: a panoptic PNG must be RGB (id = R + 256 G + 256^2 B), this one is of mode {mode}")
     return np.asfortranarray(panoptic_png_to_ids(colours[..., :3]))

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
-
-ON_BAD_SAMPLE = ("raise", "skip")
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,7 @@ class TrainingDataset(Dataset[Sample]):
         seed: int = 0,
         on_bad_sample: str = "raise",
     ) -> None:
-        if on_bad_sample not in ON_BAD_SAMPLE:
-            raise ValueError(f"on_bad_sample {on_bad_sample!r} is not allowed: {', '.join(ON_BAD_SAMPLE)}")
+        check_on_bad_sample(on_bad_sample)
         self.data = data
         self.augmentation = augmentation
         self.seed = seed

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hf_maskformer.data.coco_instance import load_coco_instance
 from hf_maskformer.data.coco_panoptic import load_coco_panoptic
+from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import TASKS, check_task
 from hf_maskformer.data.scenes import load_scenes
 from hf_maskformer.data.segmentation_data import SegmentationData
@@ -55,6 +56,7 @@ def load(
     split: str | None = "train",
     task: str | None = None,
     format: str | None = None,
+    on_bad_sample: str = "raise",
     **options: Any,
 ) -> SegmentationData:
     """Opens one split of a dataset.
@@ -65,6 +67,8 @@ def load(
         task: "semantic", "instance" or "panoptic"; None = what the format is made for.
         format: one of `FORMAT_TASKS`; None = by the shape of the folder (where a split has both instances.json and
             panoptic.json, the task decides, and panoptic is taken without a task).
+        on_bad_sample: what to do while the files are indexed and one is no readable image: "raise" a ValueError, or
+            "skip": log its name and leave the row out. It is an error if no row is left. Scenes have no files.
         **options: `FORMAT_OPTIONS` of the format: cache_dir, intensity_range=(low, high), ignore_index; for scenes
             length, seed, image_size, amodal.
 
@@ -74,6 +78,7 @@ def load(
     """
     if task is not None:
         check_task(task, TASKS, "any format")
+    check_on_bad_sample(on_bad_sample)
     if format is not None and format not in FORMAT_TASKS:
         raise ValueError(f"format {format!r} is not known, allowed: {', '.join(FORMAT_TASKS)}")
     if str(path_or_id) == "scenes" and format in (None, "scenes"):
@@ -85,7 +90,7 @@ def load(
     task = _task_for(layout.format, task)
     _check_options(layout.format, options)
     intensity_range = options.pop("intensity_range", None)
-    dataset, spec = READERS[layout.format](layout, root, options)
+    dataset, spec = READERS[layout.format](layout, root, {**options, "on_bad_sample": on_bad_sample})
     return SegmentationData(dataset, spec, task, layout.format, split, intensity_range)
 
 

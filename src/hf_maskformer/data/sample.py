@@ -5,11 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
-from PIL import ImageOps
 
 from hf_maskformer.data.segment_masks import SegmentMasks
+from hf_maskformer.model.image_conversion import (
+    UnreadableImageError,
+    check_channel_depth,
+    open_image,
+    pil_to_array,
+    scale_intensities,
+)
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle
 
@@ -86,32 +93,20 @@ class Sample:
 def read_image(path: str | Path, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Greyscale, palette, CMYK and images with transparency (laid on black) are converted. Images with 16 or 32 bits a
-    pixel are scaled linearly from `intensity_range` (low, high) to 0..255 and clipped.
+    Greyscale, palette and CMYK images are converted; alpha is dropped. One grey channel of 16 or 32 bits is scaled
+    linearly from `intensity_range` (low, high) to 0..255 and clipped. The image processor's rules are the same.
 
     Raises:
-        ValueError: the file is missing, is no image or is cut off, or has more than 8 bits and no range is given.
+        ValueError: the file is missing, is no image or is cut off, has more than 8 bits and no range is given, or has
+            colours of 16 bits per channel.
     """
-    try:
-        with PILImage.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, it is damaged or cut off ({error})") from error
-    return image_to_rgb(image, str(path), intensity_range)
+    return image_to_rgb(open_image(path), str(path), intensity_range)
 
 
 def image_to_rgb(image: PILImage.Image, where: str, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
     """Turns an opened image of any mode into (H, W, 3) uint8; `where` names it in messages."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scale_intensities(np.asarray(image), image.mode, where, intensity_range)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        black = PILImage.new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = PILImage.alpha_composite(black, rgba)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    values = pil_to_array(image, where)
+    return values if values.ndim == 3 else _scale_intensities(values, image.mode, where, intensity_range)
 
 
 def _scale_intensities(
@@ -128,8 +123,7 @@ def _scale_intensities(
     low, high = intensity_range
     if not low < high:
         raise ValueError(f"intensity_range must be (low, high) with low < high, got {tuple(intensity_range)}")
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    grey = scale_intensities(torch.from_numpy(values.astype(np.float64)), (low, high)).numpy()
     return np.repeat(grey[..., None], 3, axis=2)  # (H, W, 3)
 
 
@@ -159,11 +153,14 @@ def _stored_size(path: str | Path) -> tuple[tuple[int, int], bool]:
     """((width, height) as stored, whether EXIF swaps them)."""
     try:
         with PILImage.open(path) as image:
+            check_channel_depth(image, str(path))
             return image.size, image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDES_SWAPPED
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image file") from None
     except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, it is damaged or cut off ({error})") from error
+        raise UnreadableImageError(
+            f"{path}: cannot be read as an image, it is damaged or cut off ({error})"
+        ) from error
 
 
 def make_segment(segment_id: int, label_id: int, mask: np.ndarray, iscrowd: bool = False) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as PILImage
-from PIL import ImageOps
 
 from hf_maskformer.data.sample import Sample, image_to_rgb, read_image, segment_masks, task_segments
+from hf_maskformer.model.image_conversion import open_image
 from hf_maskformer.model.label_spec import LabelSpec
 
 
@@ -87,8 +86,8 @@ class SegmentationData:
     def _read_image(self, row: dict[str, Any]) -> np.ndarray:
         stored = row["image"]
         if stored["bytes"] is not None:
-            with PILImage.open(io.BytesIO(stored["bytes"])) as file:
-                image = image_to_rgb(ImageOps.exif_transpose(file), row["file_name"], self.intensity_range)
+            file = open_image(io.BytesIO(stored["bytes"]), row["file_name"])
+            image = image_to_rgb(file, row["file_name"], self.intensity_range)
         else:
             image = read_image(Path(stored["path"]), self.intensity_range)
         if image.shape[:2] != (row["height"], row["width"]):

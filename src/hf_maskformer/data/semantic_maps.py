@@ -6,7 +6,8 @@ pixels without a label.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image as PILImage
 
-from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image
+from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image, readable_rows
 from hf_maskformer.data.sample import check_image_size, make_segment
+from hf_maskformer.model.image_conversion import UnreadableImageError
 from hf_maskformer.model.label_spec import LabelSpec
 
 READER_VERSION = 1
@@ -32,6 +34,7 @@ def load_semantic_maps(
     root: Path,
     ignore_index: int = 255,
     cache_dir: str | Path | None = None,
+    on_bad_sample: str = "raise",
 ) -> tuple[Dataset, LabelSpec]:
     """Reads every label PNG of `folder` once and returns the rows and the labels.
 
@@ -41,6 +44,7 @@ def load_semantic_maps(
             be 0..K-1 without a gap.
         ignore_index: pixel value without a label.
         cache_dir: where the rows are stored; None = the cache of `datasets`.
+        on_bad_sample: "raise" for an unreadable file, or "skip": log it and leave the row out.
 
     Raises:
         ValueError: a missing partner, a value that is no label, sizes that differ, an unreadable file; the message
@@ -48,9 +52,10 @@ def load_semantic_maps(
     """
     names_file = root / "id2label.json"
     spec = read_id2label(names_file, ignore_index) if names_file.is_file() else None
-    dataset = _index(folder, spec, ignore_index, cache_dir)
+    index = partial(_index, spec=spec, ignore_index=ignore_index, cache_dir=cache_dir, on_bad_sample=on_bad_sample)
+    dataset = index(folder)
     if spec is None:
-        spec = _infer_labels(folder, root, dataset, ignore_index, cache_dir)
+        spec = _infer_labels(folder, root, dataset, ignore_index, index)
     return dataset, spec
 
 
@@ -107,7 +112,9 @@ def read_label_map(path: Path) -> np.ndarray:
             image.load()
             mode, values = image.mode, np.asarray(image)
     except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, it is damaged or cut off ({error})") from error
+        raise UnreadableImageError(
+            f"{path}: cannot be read as an image, it is damaged or cut off ({error})"
+        ) from error
     if mode not in LABEL_MODES:
         raise ValueError(
             f"{path}: label map of mode {mode} ({values.shape[-1]} channels); colours do not say which label "
@@ -127,16 +134,18 @@ def _grey_step(path: Path) -> int:
     return {2: 85, 4: 17}.get(header[PNG_BIT_DEPTH_BYTE], 1)
 
 
-def _index(folder: Path, spec: LabelSpec | None, ignore_index: int, cache_dir: str | Path | None) -> Dataset:
+def _index(
+    folder: Path, spec: LabelSpec | None, ignore_index: int, cache_dir: str | Path | None, on_bad_sample: str
+) -> Dataset:
     pairs = pair_files(folder)
-    options = {"ignore_index": ignore_index, "labels": None if spec is None else spec.to_dict()}
+    labels = None if spec is None else spec.to_dict()
+    options = {"ignore_index": ignore_index, "labels": labels, "on_bad_sample": on_bad_sample}
     fingerprint = files_fingerprint(
         "semantic_maps", READER_VERSION, options, [path for pair in pairs for path in pair]
     )
 
     def rows() -> Iterator[dict[str, Any]]:
-        for image, label in pairs:
-            yield _row(image, label, folder, spec, ignore_index)
+        return readable_rows(pairs, lambda pair: _row(*pair, folder, spec, ignore_index), on_bad_sample, where=folder)
 
     return indexed_dataset(rows, fingerprint, cache_dir)
 
@@ -164,12 +173,12 @@ def _row(image: Path, label: Path, folder: Path, spec: LabelSpec | None, ignore_
 
 
 def _infer_labels(
-    folder: Path, root: Path, dataset: Dataset, ignore_index: int, cache_dir: str | Path | None
+    folder: Path, root: Path, dataset: Dataset, ignore_index: int, index: Callable[[Path], Dataset]
 ) -> LabelSpec:
     """Labels found in all splits, so that train and val agree on their number."""
     others = [path.parent for path in sorted(root.glob("*/labels")) if path.parent.resolve() != folder.resolve()]
     found: set[int] = set()
-    for rows in [dataset, *(_index(other, None, ignore_index, cache_dir) for other in others)]:
+    for rows in [dataset, *map(index, others)]:
         for segments in rows.with_format(None)["segments"]:
             found.update(segment["label_id"] for segment in segments)
     values = sorted(found)

@@ -1,7 +1,8 @@
 """Runs a model over a data set and returns the metrics of its task, at the original size of every image."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.segmentation_data import SegmentationData, panoptic_reference, semantic_reference
 from hf_maskformer.evaluation.instance import MaskAveragePrecision
 from hf_maskformer.evaluation.panoptic import PanopticQuality
@@ -21,6 +23,8 @@ from hf_maskformer.visualize import fill_segments
 AP_SCORE_THRESHOLD = 0.0
 VOID_LABEL = -1  # class of the pixels of a merged panoptic map that no segment holds
 AP_SUMMARY = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+
+logger = logging.getLogger(__name__)
 
 Sizes = Sequence[tuple[int, int]]
 Row = dict[str, Any]
@@ -35,6 +39,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     progress: bool = True,
     limit: int | None = None,
+    on_bad_sample: str = "raise",
 ) -> dict[str, Any]:
     """Metrics of `model` on `data`.
 
@@ -52,45 +57,52 @@ def evaluate(
         device: where the model runs.
         progress: show a progress bar.
         limit: evaluate the first `limit` images only.
+        on_bad_sample: "raise" the ValueError of an image that cannot be read, or "skip" it with a warning.
 
     Returns:
         One flat dict. semantic: the keys of `MeanIoU`; instance: those of `MaskAveragePrecision`; panoptic: those of
         `PanopticQuality`, `mean_iou` of the merged class map and, where there are thing classes, `map`, `map_50`,
-        `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances.
+        `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances. Where images
+        were skipped, `skipped` is their number.
 
     Raises:
-        ValueError: no images, an unknown task, or model, processor and data disagree on task or classes.
+        ValueError: no (readable) images, an unknown task, or model, processor and data disagree on task or classes.
     """
     task = task or processor.task or data.task
-    if task not in SCORERS:
-        raise ValueError(f"task must be one of {sorted(SCORERS)}, got {task!r}")
-    if data.task not in (task, "panoptic"):
-        raise ValueError(f"data is loaded for task {data.task!r} but task is {task!r}: load it with task={task!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    _check_arguments(data, task, batch_size, limit, on_bad_sample)
     count = len(data) if limit is None else min(limit, len(data))
-    if count < 1:
-        raise ValueError(f"there is nothing to evaluate: data has {len(data)} images and limit is {limit}")
     _check_classes(model.config, processor, data.label_spec, task)
-
     processor = copy.copy(processor)
     processor.task = None  # no post-processing method is hidden: panoptic evaluation also needs the instances
     scorer = SCORERS[task](data.label_spec)
     model.to(device)
-    with (
-        _eval_mode(model),
-        torch.inference_mode(),
-        tqdm(total=count, disable=not progress, unit="image", desc=f"evaluate {task}") as bar,
-    ):
+    skipped = 0
+    bar = tqdm(total=count, disable=not progress, unit="image", desc=f"evaluate {task}")
+    with bar, _eval_mode(model), torch.inference_mode():
         for start in range(0, count, batch_size):
             indices = range(start, min(start + batch_size, count))
-            images = [data.image(index) for index in indices]
-            inputs = processor(images=images, return_tensors="pt")
-            outputs = model(pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device))
-            sizes = [(image.shape[0], image.shape[1]) for image in images]
-            scorer.add(processor, outputs, sizes, [data.row(index) for index in indices])
-            bar.update(len(images))
-    return scorer.compute()
+            images = _read_images(data, indices, on_bad_sample)
+            skipped += len(indices) - len(images)
+            if images:
+                _score(model, processor, scorer, images, [data.row(index) for index in images], device)
+            bar.update(len(indices))
+    if skipped == count:
+        raise ValueError(f"none of the {count} images can be read")
+    return {**scorer.compute(), **({"skipped": skipped} if skipped else {})}
+
+
+def _score(
+    model: Any,
+    processor: Any,
+    scorer: "Scorer",
+    images: Mapping[int, np.ndarray],
+    rows: Sequence[Row],
+    device: str | torch.device,
+) -> None:
+    """Predict one batch and add it to the scorer."""
+    inputs = processor(images=list(images.values()), return_tensors="pt")
+    outputs = model(pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device))
+    scorer.add(processor, outputs, [(image.shape[0], image.shape[1]) for image in images.values()], rows)
 
 
 class Scorer(Protocol):
@@ -200,6 +212,34 @@ def _class_map(prediction: dict[str, Any]) -> np.ndarray:
     segments = prediction["segments_info"]
     labels = np.array([segment["label_id"] for segment in segments], dtype=np.int64)
     return fill_segments(prediction["segmentation"], [segment["id"] for segment in segments], labels, VOID_LABEL)
+
+
+def _read_images(data: SegmentationData, indices: Iterable[int], on_bad_sample: str) -> dict[int, np.ndarray]:
+    """Images by index; with "skip" without those that cannot be read."""
+    images = {}
+    for index in indices:
+        try:
+            images[index] = data.image(index)
+        except ValueError as error:
+            if on_bad_sample == "raise":
+                raise
+            logger.warning("skipped: %s", error)
+    return images
+
+
+def _check_arguments(
+    data: SegmentationData, task: str, batch_size: int, limit: int | None, on_bad_sample: str
+) -> None:
+    """Raises ValueError for arguments of `evaluate` that cannot be used."""
+    if task not in SCORERS:
+        raise ValueError(f"task must be one of {sorted(SCORERS)}, got {task!r}")
+    if data.task not in (task, "panoptic"):
+        raise ValueError(f"data is loaded for task {data.task!r} but task is {task!r}: load it with task={task!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_on_bad_sample(on_bad_sample)
+    if len(data) < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"there is nothing to evaluate: data has {len(data)} images and limit is {limit}")
 
 
 def _check_classes(config: Any, processor: Any, label_spec: LabelSpec, task: str) -> None:

@@ -32,7 +32,8 @@ class Predictor:
         processor: the image processor of a model that is already loaded; it is not changed.
         threshold, mask_threshold, overlap_mask_area_threshold: replace the stored ones, 0..1.
         batch_size: images in one forward pass.
-        intensity_range: values that become black and white, for images of more than 8 bits, which are refused without.
+        intensity_range: values that become black and white, for images of more than 8 bits, which are refused without;
+            default: the one stored with the model.
 
     Raises:
         ValueError: `model` cannot be loaded, is of another type, or disagrees with its image processor on task,
@@ -81,7 +82,7 @@ class Predictor:
                 raise ValueError(f"{name} must be within 0..1, got {value}")
             setattr(self.processor, name, value)
         self.batch_size = batch_size
-        self.intensity_range = intensity_range
+        self.intensity_range = processor.intensity_range if intensity_range is None else intensity_range
         self.id2label = {int(label): str(name) for label, name in model.config.id2label.items()}
 
     def __call__(self, images: AnyInput | Iterable[AnyInput]) -> list[SegmentationResult]:

@@ -105,7 +105,7 @@ class Criterion(nn.Module):
             matches, padded = self._match(classes.detach(), masks.detach(), targets, coarse, coarse_valid)
             mask_count, class_count, image_count = normalizer.to(device=classes.device, dtype=dtype).unbind()
             terms = {"loss_class": self._class_term(classes, targets, matches) / class_count}
-            focal, dice = self._mask_terms(masks, targets, matches, coarse_valid, padded=padded)
+            focal, dice = self._mask_terms(masks, targets, matches, padded=padded)
             terms["loss_mask"], terms["loss_dice"] = focal / mask_count, dice / mask_count
             if pixel_logits is not None:
                 label_map = paint_labels(coarse, targets.labels)
@@ -132,8 +132,9 @@ class Criterion(nn.Module):
                 classes.isfinite().all(-1).all(-1).all(0),
                 masks.isfinite().flatten(2).all(-1).all(0),
                 coarse.isfinite().flatten(1).all(-1),
+                _within_unit(targets.masks),
             ]
-        )  # (3, B)
+        )  # (4, B)
         costs = classes.new_zeros((layers, images, queries, most))
         if self.matcher == "hungarian" and most:
             costs = self._costs(classes, masks, labels.clamp(0, self.num_labels - 1), coarse, coarse_valid)
@@ -178,7 +179,7 @@ class Criterion(nn.Module):
         return class_loss(classes, wanted, no_object_weight=self.no_object_weight)
 
     def _mask_terms(
-        self, masks: Tensor, targets: Targets, matches: list[list[Match]], coarse_valid: Tensor, *, padded: bool
+        self, masks: Tensor, targets: Targets, matches: list[list[Match]], *, padded: bool
     ) -> tuple[Tensor, Tensor]:
         """Focal and dice loss, summed over all matched pairs of all layers."""
         rows = [
@@ -192,14 +193,16 @@ class Criterion(nn.Module):
             return nothing, nothing
         layer, image, query, segment = torch.tensor(rows, device=masks.device).unbind(1)
         logits = masks[layer, image, query]  # (M, h, w)
+        dense_valid = targets.valid.to(masks.dtype)
         if self.resolution == "target":
-            size = targets.masks.shape[-2:]
+            size = (targets.masks.shape[-2], targets.masks.shape[-1])
             if padded:
                 logits = extend_into_padding(logits, targets.valid[image])
             logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            wanted, valid = targets.masks[image, segment].to(masks.dtype), targets.valid.to(masks.dtype)
+            wanted, valid = targets.masks[image, segment].to(masks.dtype), dense_valid
         else:
-            wanted, valid = average_masks(targets.masks, masks.shape[-2:], masks.dtype)[image, segment], coarse_valid
+            shares, valid = average_masks(targets.masks, dense_valid, masks.shape[-2:])
+            wanted = shares[image, segment]
         logits, wanted, valid = logits.flatten(1), wanted.flatten(1), valid.flatten(1)[image]  # (M, P)
         focal = focal_loss(logits, wanted, valid, alpha=self.focal_alpha, gamma=self.focal_gamma)
         return focal.sum(), dice_loss(logits, wanted, valid).sum()
@@ -269,12 +272,17 @@ def prepare_targets(
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Nearest-neighbour resize of (B, N, H, W) masks in their own dtype."""
-    if masks.shape[-2:] == tuple(size) or not masks.numel():
-        return masks.new_zeros((*masks.shape[:2], *size)) if not masks.numel() else masks
+    """Nearest-neighbour resize of (B, N, H, W) masks; bool, uint8 and float keep their dtype, others get float32."""
+    size = (size[0], size[1])
+    if not masks.numel():
+        return masks.new_zeros((masks.shape[0], masks.shape[1], *size))
+    if masks.shape[-2:] == size:
+        return masks
     if masks.dtype == torch.bool:
-        return F.interpolate(masks.to(torch.uint8), size=tuple(size), mode="nearest").to(torch.bool)
-    return F.interpolate(masks, size=tuple(size), mode="nearest")
+        return F.interpolate(masks.to(torch.uint8), size=size, mode="nearest").to(torch.bool)
+    if masks.dtype != torch.uint8 and not masks.is_floating_point():
+        masks = masks.to(torch.float32)
+    return F.interpolate(masks, size=size, mode="nearest")
 
 
 def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
@@ -292,9 +300,21 @@ def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
     return logits.gather(2, column_index[:, None, :].expand_as(logits))
 
 
-def average_masks(masks: Tensor, size: tuple[int, int] | torch.Size, dtype: torch.dtype) -> Tensor:
-    """(B, N, H, W) masks averaged down to the share that each cell of `size` is covered."""
-    return F.adaptive_avg_pool2d(masks.to(dtype), (size[0], size[1]))
+def average_masks(masks: Tensor, valid: Tensor, size: tuple[int, int] | torch.Size) -> tuple[Tensor, Tensor]:
+    """Average masks down to the share of each cell's *valid* pixels that they cover.
+
+    Args:
+        masks: (B, N, H, W).
+        valid: (B, H, W) in the dtype of the result, 0 in padding.
+        size: Height and width of the result.
+
+    Returns:
+        (B, N, h, w) shares, and (B, h, w) the share of each cell that is valid: its weight in the loss.
+    """
+    size = (size[0], size[1])
+    weight = F.adaptive_avg_pool2d(valid[:, None], size)  # (B, 1, h, w)
+    covered = F.adaptive_avg_pool2d(masks.to(valid.dtype) * valid[:, None], size)  # (B, N, h, w)
+    return covered / weight.clamp(min=torch.finfo(valid.dtype).tiny), weight[:, 0]
 
 
 def paint_labels(masks: Tensor, labels: Sequence[Tensor]) -> Tensor:
@@ -323,6 +343,14 @@ def _check_labels(labels: np.ndarray, wrong: np.ndarray, num_labels: int) -> Non
     )
 
 
+def _within_unit(masks: Tensor) -> Tensor:
+    """Per image, whether all of its (N, H, W) masks lie within 0..1: (B, N, H, W) -> (B,)."""
+    if masks.dtype == torch.bool or not masks.numel():
+        return torch.ones(masks.shape[0], dtype=torch.bool, device=masks.device)
+    flat = masks.flatten(1)
+    return ~((flat < 0) | (flat > 1)).any(-1)
+
+
 def _check_finite(finite: np.ndarray) -> None:
     for row, what in enumerate(("class logits", "mask logits", "mask_labels")):
         if not finite[row].all():
@@ -331,6 +359,11 @@ def _check_finite(finite: np.ndarray) -> None:
                 f"Non-finite {what} for image {image} of the batch. Look at this image and its targets; if they are "
                 "sound, lower the learning rate or train in float32."
             )
+    if not finite[3].all():
+        raise ValueError(
+            f"mask_labels[{int(np.argmin(finite[3]))}] has values outside 0..1; masks are 0 or 1, and 0 in padding (a "
+            "void value such as 255 is none: leave those pixels 0)."
+        )
 
 
 def _warn_if_more_targets(counts: list[int], num_queries: int) -> None:

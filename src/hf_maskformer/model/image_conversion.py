@@ -1,12 +1,15 @@
 """Images of any kind -> RGB tensors (3, H, W), and the sizes they are resized and padded to.
 
-8-bit images are taken as they are. What has more than 8 bits has no range that could be known from its values: it is
+8-bit images are taken as they are, without their alpha channel (PIL's `convert("RGB")`, as in transformers'
+pipelines). What has more than 8 bits has no range that could be known from its values: it is
 scaled from a stated `intensity_range`, or refused. (A guess here is the classic silent error: a 16-bit photo becomes
 white, floats in [0, 1] become black.)
 """
 
 import math
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +24,12 @@ if is_vision_available():
 CHANNEL_COUNTS = (1, 3, 4)
 # PIL modes whose values are not 8-bit.
 WIDE_PIL_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# PIL's name of what lies in a file of 16 bits per channel, such as "RGB;16B". ("BGR;16" has 16 bits per pixel.)
+WIDE_RAW_MODE = re.compile(r"[A-Za-z]+;16[BLN]")
+
+
+class UnreadableImageError(ValueError):
+    """A file that is no image, is damaged, or holds values that PIL cannot give; the message names it."""
 
 
 def list_images(images: Any) -> tuple[list[Any], bool]:
@@ -68,7 +77,7 @@ def to_rgb_tensor(
     default_first = isinstance(image, torch.Tensor)
     if is_vision_available() and isinstance(image, Image.Image):
         where = f"{where} (PIL mode {image.mode})"
-        image = np.array(image if image.mode in WIDE_PIL_MODES else image.convert("RGB"))
+        image = pil_to_array(image, where)
         input_data_format = "channels_last"
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(_native_array(image))
@@ -82,13 +91,52 @@ def to_rgb_tensor(
     return _to_three_channels(tensor.float())
 
 
-def open_image(path: str) -> "Image.Image":
-    """Open a local image file, with its EXIF rotation applied."""
+def open_image(file: str | Path | BinaryIO, where: str | None = None) -> "Image.Image":
+    """Open and decode a local image file, with its EXIF rotation applied.
+
+    Raises:
+        ValueError: there is no such file.
+        UnreadableImageError: it is no image, is cut off, or has colours of 16 bits per channel.
+    """
+    where = where or str(file)
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
+            check_channel_depth(image, where)
+            image.load()
             return ImageOps.exif_transpose(image)
-    except OSError as error:  # PIL's UnidentifiedImageError and truncated files included
-        raise ValueError(f"cannot read the image file {path}: {error}") from error
+    except FileNotFoundError:
+        raise ValueError(f"{where}: no such image file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"{where}: cannot be read as an image, it is damaged or cut off ({error})"
+        ) from error
+
+
+def check_channel_depth(image: "Image.Image", where: str) -> None:
+    """Raises UnreadableImageError for colours or alpha of 16 bits per channel: decoding would keep only 8 of them.
+
+    PIL tells it, from the file's header, only before the image is decoded.
+    """
+    for _decoder, _extents, _offset, arguments in getattr(image, "tile", ()):
+        raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        if image.mode not in WIDE_PIL_MODES and WIDE_RAW_MODE.fullmatch(str(raw_mode)):
+            channels = str(raw_mode).partition(";")[0]
+            raise UnreadableImageError(
+                f"{where}: has 16 bits per channel ({channels}), of which only 8 could be read; convert it to 8 bits "
+                "per channel, or to one grey channel of 16 bits, which intensity_range=(low, high) scales"
+            )
+
+
+def pil_to_array(image: "Image.Image", where: str) -> np.ndarray:
+    """(H, W) of an image with more than 8 bits, else (H, W, 3) uint8, alpha dropped."""
+    check_channel_depth(image, where)
+    return np.array(image if image.mode == "RGB" or image.mode in WIDE_PIL_MODES else image.convert("RGB"))
+
+
+def scale_intensities(values: torch.Tensor, intensity_range: tuple[float, float]) -> torch.Tensor:
+    """Values of any type -> uint8: low becomes 0, high becomes 255, what lies outside is clipped."""
+    low, high = intensity_range
+    return ((values.double() - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def resized_size(image_size: tuple[int, int], *, size: SizeDict, size_divisor: int, do_resize: bool, **_: Any) -> Any:
@@ -170,8 +218,7 @@ def _to_eight_bits(tensor: torch.Tensor, where: str, intensity_range: tuple[floa
             f"{where} has dtype {dtype} and values {low:g}..{high:g}: pass uint8, or say which values are black and "
             f"white with intensity_range=(low, high){hint}"
         )
-    low, high = intensity_range
-    return ((values - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return scale_intensities(values, intensity_range)
 
 
 def _to_three_channels(tensor: torch.Tensor) -> torch.Tensor:

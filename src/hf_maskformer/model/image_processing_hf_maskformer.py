@@ -289,7 +289,8 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
     ) -> list[dict[str, Any]]:
         """Instances, best first; `postprocess.instance_candidates` and `instance_segments` hold the rules.
 
-        Thresholds that are None are the processor's own. If things are known, only they are returned.
+        Thresholds that are None are the processor's own. If things are known, only they are returned: none at all if
+        every label is stuff (`thing_label_ids=[]`).
 
         Returns:
             per image `segmentation` and `segments_info` (id, label_id, was_fused, score, rle = its whole mask).
@@ -309,7 +310,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
                 target_size=size,
                 extent=extent,
                 activation=self.class_activation,
-                allowed_labels=self.thing_label_ids or None,
+                allowed_labels=self.thing_label_ids,
                 **settings,
             )
             result = instance_segments(candidates, size, overlap, mask_logits.device)

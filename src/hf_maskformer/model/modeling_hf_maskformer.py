@@ -24,6 +24,7 @@ from .class_head import LinearClassHead
 from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import Criterion, loss_normalizer
 from .initialization import initialize
+from .input_checks import check_inputs, check_targets, refuse_unknown_arguments
 from .mask_head import DotProductMaskHead, LocatedDotProductMaskHead
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
@@ -200,7 +201,7 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         self, pixel_values: Tensor, pixel_mask: Tensor | None, *, all_layers: bool, need_weights: bool = False
     ) -> tuple[list[LayerPrediction], Tensor]:
         """Predictions of all layers (or of the last) and the per-pixel embedding (B, E, H/4, W/4)."""
-        self._check_inputs(pixel_values, pixel_mask)
+        check_inputs(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         padding = None if pixel_mask is None else pixel_mask == 0
         features = self.backbone(pixel_values.to(self.dtype))
         mask_features, memory = self.pixel_decoder(features, padding)
@@ -225,7 +226,7 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         **kwargs: Any,
     ) -> HfMaskFormerModelOutput | tuple:
         """`pixel_values` (B, C, H, W); `pixel_mask` (B, H, W), 0 in padding."""
-        _refuse_unknown_arguments(kwargs)
+        refuse_unknown_arguments(kwargs)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         predictions, mask_features = self.predict(
@@ -244,17 +245,6 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)
-
-    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must be (B, {self.config.num_channels}, H, W), got {tuple(pixel_values.shape)}."
-            )
-        if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
-            raise ValueError(
-                f"pixel_mask must be {tuple(pixel_values[:, 0].shape)} for these pixel_values, got "
-                f"{tuple(pixel_mask.shape)}."
-            )
 
 
 class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
@@ -295,9 +285,8 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             ValueError: Inputs of wrong size, a class id outside the labels; names image and value.
             FloatingPointError: Non-finite logits or targets; names the image's index in the batch.
         """
-        _refuse_unknown_arguments(kwargs)
-        if (mask_labels is None) != (class_labels is None):
-            raise ValueError("mask_labels and class_labels belong together: give both or none.")
+        refuse_unknown_arguments(kwargs)
+        check_targets(mask_labels, class_labels, pixel_values)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         supervise_all = mask_labels is not None and self.config.loss_auxiliary
@@ -375,13 +364,6 @@ def _auxiliary_logits(predictions: list[LayerPrediction]) -> list[dict[str, Tens
 
 def _attentions(predictions: list[LayerPrediction]) -> tuple[Tensor, ...]:
     return tuple(layer.cross_attention for layer in predictions if layer.cross_attention is not None)
-
-
-def _refuse_unknown_arguments(arguments: dict[str, Any]) -> None:
-    """Trainer and pipeline may hand on `num_items_in_batch`; anything else unknown is a mistake of the caller."""
-    unknown = sorted(set(arguments) - {"num_items_in_batch"})
-    if unknown:
-        raise TypeError(f"forward() got an unexpected argument {unknown[0]!r}.")
 
 
 # transformers' image-segmentation pipeline checks this static table; Auto classes' `register` does not reach it.

@@ -43,6 +43,9 @@ def logits_per_image(outputs: Any, target_sizes: Any) -> list[tuple[Tensor, Tens
     for size in sizes:
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"target_sizes must hold (height, width) pairs of at least 1, got {size}")
+    finite = class_logits.isfinite().flatten(1).all(1) & mask_logits.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise FloatingPointError(f"The logits of image {finite.tolist().index(False)} of the batch are not finite.")
     extents = output_field(outputs, "valid_extent")
     pairs = [FULL_EXTENT] * count if extents is None else [tuple(extent) for extent in extents.tolist()]
     return list(zip(class_logits, mask_logits, sizes, pairs, strict=True))

@@ -84,6 +84,12 @@ def save_checkpoint(
     return path
 
 
+def store_progress(folder: Path, step: int, progress: dict[str, Any]) -> None:
+    """Replace "progress" in the state of the checkpoint of `step`."""
+    checkpoint = folder / f"step-{step:08d}"
+    write_text(checkpoint / STATE_FILE, json.dumps({**load_state(checkpoint), "progress": progress}, indent=2))
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first. Unfinished directories have other names and are not seen."""
     if not folder.is_dir():

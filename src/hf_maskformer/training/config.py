@@ -19,19 +19,33 @@ CONFIG_FILE = "train_config.json"
 # A resumed run must be the same run; budgets, reporting and loading details may change.
 FIELDS_FIXED_BY_RESUME = (
     "preset",
+    "config_overrides",
     "init_from",
     "dataset",
+    "format",
     "task",
+    "train_split",
+    "dataset_options",
     "batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
     "backbone_learning_rate_multiplier",
     "weight_decay",
     "schedule",
+    "warmup_steps",
+    "max_grad_norm",
+    "mixed_precision",
     "crop_size",
     "scale_range",
+    "flip_probability",
+    "color_jitter",
+    "max_class_fraction",
+    "intensity_range",
     "seed",
-    "config_overrides",
+    # The weights of RUN/best are the best on one set of images.
+    "val_split",
+    "val_dataset_options",
+    "eval_limit",
 )
 
 
@@ -44,7 +58,7 @@ def option(default: Any, help: str) -> Any:
 class TrainConfig:
     """One training run. It needs `epochs`, `max_steps` or `max_minutes`; the first one reached ends it."""
 
-    dataset: str = option("scenes", "dataset folder, Hub id, or 'scenes' for the built-in drawn scenes")
+    dataset: str = option("scenes", "dataset folder, or 'scenes' for the built-in drawn scenes")
     output_dir: str = option("runs/train", "where best/, final/, metrics.json, log.jsonl, checkpoints/, samples/ go")
     preset: str = option("maskformer-light", "architecture; `hf-maskformer presets` lists them")
     init_from: str | None = option(
@@ -96,7 +110,7 @@ class TrainConfig:
 
     log_every: int = option(10, "steps per line of log.jsonl")
     evaluations: int = option(4, "evaluations on val_split, evenly spread over the budget, the last one at its end")
-    eval_limit: int | None = option(None, "images used by every evaluation but the last")
+    eval_limit: int | None = option(None, "images used by every evaluation but the last; best/ is chosen on them")
     eval_batch_size: int = option(4, "images per forward pass in evaluation")
     num_samples: int = option(4, "evaluation images drawn with truth and prediction in samples/")
     checkpoint_every: int = option(200, "steps between checkpoints")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hf_maskformer.model.label_spec import LabelSpec
+from hf_maskformer.model.masks import decode_rles
 from hf_maskformer.visualize import contact_sheet, draw_segments
 
 Segmentation = tuple[np.ndarray, list[dict[str, Any]]]
@@ -25,8 +26,8 @@ def semantic_segments(label_map: np.ndarray, ignore_index: int) -> Segmentation:
     return ids, [{"id": i, "label_id": i - 1} for i in present]
 
 
-def reference_segments(reference: Any, task: str, spec: LabelSpec) -> Segmentation:
-    """What `SegmentationData.reference` gives for `task`, as an id map and its segments."""
+def reference_segments(reference: Any, task: str, spec: LabelSpec, size: tuple[int, int]) -> Segmentation:
+    """What `SegmentationData.reference` gives for `task` and an image of `size` (H, W), as id map and segments."""
     if task == "semantic":
         return semantic_segments(np.asarray(reference), spec.ignore_index)
     if task == "panoptic":
@@ -35,11 +36,11 @@ def reference_segments(reference: Any, task: str, spec: LabelSpec) -> Segmentati
             for s in reference["segments_info"]
         ]
         return np.asarray(reference["segmentation"]), segments
-    masks, labels = np.asarray(reference["masks"]), np.asarray(reference["labels"])
-    ids = np.zeros(masks.shape[-2:], dtype=np.int32)
-    for number, mask in enumerate(masks, start=1):
-        ids[mask.astype(bool)] = number
-    return ids, [{"id": n, "label_id": int(label)} for n, label in enumerate(labels, start=1)]
+    masks = decode_rles(reference["masks"], size)  # (N, H, W)
+    ids = np.zeros(size, dtype=np.int32)
+    for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):  # where masks overlap the smaller one is seen
+        ids[masks[index]] = index + 1
+    return ids, [{"id": number, "label_id": int(label)} for number, label in enumerate(reference["labels"], start=1)]
 
 
 def predicted_segments(
@@ -55,22 +56,37 @@ def predicted_segments(
 
 
 def sample_sheet(
-    model: Any, processor: Any, data: Any, indices: Iterable[int], device: torch.device | str
-) -> Image.Image:
-    """One row per image: image, truth, prediction. The model is left in the mode it was in."""
+    model: Any,
+    processor: Any,
+    data: Any,
+    indices: Iterable[int],
+    device: torch.device | str,
+    on_bad_sample: str = "raise",
+) -> Image.Image | None:
+    """One row per image: image, truth, prediction. The model is left in the mode it was in.
+
+    With `on_bad_sample` "skip" an image that cannot be read has no row; None if no image can be read.
+    """
     spec = data.label_spec
     was_training = model.training
     model.eval()
     panels = []
     for index in indices:
-        image = data.sample(index).image
+        try:
+            image = data.image(index)
+        except ValueError:
+            if on_bad_sample == "raise":
+                raise
+            continue
         inputs = processor(images=[image], return_tensors="pt").to(device)
         with torch.inference_mode():
             outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-        truth = reference_segments(data.reference(index), data.task, spec)
+        truth = reference_segments(data.reference(index), data.task, spec, image.shape[:2])
         predicted = predicted_segments(processor, outputs, data.task, image.shape[:2], spec)
         panels.append(Image.fromarray(image))
         for ids, segments in (truth, predicted):  # a class has one colour, so that truth and prediction compare
             panels.append(draw_segments(image, ids, segments, spec.id2label, color_by="label"))
     model.train(was_training)
+    if not panels:
+        return None
     return contact_sheet(panels, columns=3, titles=["image", "truth", "prediction"] * (len(panels) // 3))

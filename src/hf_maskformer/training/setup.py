@@ -18,6 +18,7 @@ from hf_maskformer.training.config import TrainConfig
 def load_splits(config: TrainConfig) -> tuple[SegmentationData, SegmentationData | None]:
     """Training and evaluation data with the same classes; the second is None without `val_split`."""
     common: dict[str, Any] = {"task": config.task, "format": config.format}
+    common["on_bad_sample"] = config.on_bad_sample
     if config.intensity_range is not None:
         common["intensity_range"] = config.intensity_range
     train_data = load(config.dataset, split=config.train_split, **common, **config.dataset_options)
@@ -56,7 +57,7 @@ def build_model(
         )
     else:
         model = HfMaskFormerForUniversalSegmentation(preset(config.preset, **fields))
-    return model, image_processor_for(model.config)
+    return model, image_processor_for(model.config, intensity_range=config.intensity_range)
 
 
 def build_augmentation(config: TrainConfig, processor: HfMaskFormerImageProcessor) -> TrainAugmentation:

@@ -45,16 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     train_data, val_data = load_splits(config)
     set_seed(config.seed)
     model, processor = build_model(config, train_data, checkpoint)
-    optimizer = build_optimizer(
-        model,
-        learning_rate=config.learning_rate,
-        backbone_multiplier=config.backbone_learning_rate_multiplier,
-        weight_decay=config.weight_decay,
-    )
-    state = TrainState()
-    if checkpoint is not None:
-        load_optimizer(checkpoint, optimizer)
-        state = TrainState(**load_state(checkpoint)["progress"])
+    optimizer, state = open_optimizer(config, model, accelerator, checkpoint)
     batches = open_batches(config, train_data, processor, accelerator, first_step=state.step)
     images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     budget = Budget(config, num_images=len(train_data), images_per_step=images_per_step)
@@ -65,6 +56,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     bar = ProgressBar(enabled=accelerator.is_main_process)
     means = RunningMean()
     while budget.progress(state) < 1.0:
+        if budget.evaluation_due(state):
+            keeper.evaluate(state)
         started = time.perf_counter()
         seed_step(config.seed, state.step, accelerator.process_index)
         window = [move(next(batches), accelerator.device) for _ in range(config.gradient_accumulation_steps)]
@@ -91,12 +84,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
             bar.show(budget.progress(state), step=str(state.step), loss=f"{logged['loss']:.3f}")
         if state.step % config.checkpoint_every == 0:
             keeper.save_checkpoint(state)
-        if budget.evaluation_due(state):
-            state.evaluations += 1
-            keeper.evaluate(state)
     bar.close()
     del batches  # ends the reader processes
     return keeper.finish(state)
+
+
+def open_optimizer(
+    config: TrainConfig, model: torch.nn.Module, accelerator: Accelerator, checkpoint: Path | None
+) -> tuple[torch.optim.Optimizer, TrainState]:
+    """The optimizer and where the run stands; both, and the fp16 scaler, as in the checkpoint where there is one."""
+    optimizer = build_optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        backbone_multiplier=config.backbone_learning_rate_multiplier,
+        weight_decay=config.weight_decay,
+    )
+    if checkpoint is None:
+        return optimizer, TrainState()
+    load_optimizer(checkpoint, optimizer)
+    stored = load_state(checkpoint)
+    if accelerator.scaler is not None and stored.get("scaler"):
+        accelerator.scaler.load_state_dict(stored["scaler"])
+    return optimizer, TrainState(**stored["progress"])
 
 
 def training_step(
@@ -125,12 +134,13 @@ def training_step(
         values = dict(zip(names, accelerator.reduce(total, reduction="mean").tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(f"the loss is {values['loss']}")
-        if max_grad_norm is not None:
-            norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
-            # The fp16 scaler itself passes over steps whose scaled gradients overflow.
-            if not math.isfinite(norm) and accelerator.scaler is None:
-                raise FloatingPointError(f"the gradient's norm is {norm}")
-            values["grad_norm"] = norm
+        # Clipping to infinity changes nothing and still gives the norm.
+        limit = math.inf if max_grad_norm is None else max_grad_norm
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), limit))
+        # The fp16 scaler itself passes over steps whose scaled gradients overflow.
+        if not math.isfinite(norm) and accelerator.scaler is None:
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        values["grad_norm"] = norm
     except FloatingPointError as error:
         images = [image_id for batch in window for image_id in batch["image_ids"]]
         raise FloatingPointError(f"step {step}: {error}; the images of this step are {images}") from error

@@ -1,0 +1,163 @@
+"""What a run's folder holds, in which order it is written, and which folders are left alone."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_maskformer.model.masks import encode_rle
+from hf_maskformer.training import run as run_module
+from hf_maskformer.training.checkpoint import load_state, newest_checkpoint
+from hf_maskformer.training.run import MAIN_METRIC
+from hf_maskformer.training.samples import reference_segments
+from hf_maskformer.training.train import train
+
+
+def evaluations(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["images"]) for line in lines if line.get("event") == "evaluation"]
+
+
+def progress(run):
+    return load_state(newest_checkpoint(run / "checkpoints"))["progress"]
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_every_task_is_trained_evaluated_and_drawn(tiny_run, tmp_path, task):
+    metrics = train(tiny_run(task=task, max_steps=2, evaluations=2))
+    assert MAIN_METRIC[task] in metrics
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+
+
+def test_where_instances_overlap_the_smaller_one_is_drawn():
+    small, large = np.zeros((2, 6, 8), dtype=bool)
+    small[2:4, 2:4] = True
+    large[1:6, 1:7] = True
+    reference = {"masks": [encode_rle(small), encode_rle(large)], "labels": np.array([3, 5])}
+    ids, segments = reference_segments(reference, "instance", None, (6, 8))
+    assert np.array_equal(ids, np.where(small, 1, np.where(large, 2, 0)))
+    assert segments == [{"id": 1, "label_id": 3}, {"id": 2, "label_id": 5}]
+
+
+def test_an_image_without_instances_has_an_empty_map():
+    ids, segments = reference_segments({"masks": [], "labels": np.array([])}, "instance", None, (6, 8))
+    assert ids.shape == (6, 8)
+    assert not ids.any()
+    assert segments == []
+
+
+def fail_in_evaluation(monkeypatch, at_call):
+    calls = []
+
+    def failing(*args, **keywords):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise RuntimeError("evaluation broke")
+        return evaluate(*args, **keywords)
+
+    evaluate = run_module.evaluate
+    monkeypatch.setattr(run_module, "evaluate", failing)
+
+
+def test_a_last_evaluation_that_fails_loses_no_weights(tiny_run, tmp_path, monkeypatch):
+    config, run = tiny_run(checkpoint_every=100), tmp_path / "run"
+    fail_in_evaluation(monkeypatch, at_call=1)
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        train(config)
+    assert (run / "final" / "model.safetensors").is_file()
+    assert progress(run)["step"] == 4
+    assert not (run / "metrics.json").exists()
+    monkeypatch.undo()
+    config.resume = True
+    metrics = train(config)
+    assert progress(run)["best_value"] == metrics["best_value"]
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+
+
+def test_the_best_value_of_an_evaluation_is_stored_with_it(tiny_run, tmp_path, monkeypatch):
+    """Killed right after the evaluation of step 2, between two checkpoints."""
+    config, run = tiny_run(evaluations=2, checkpoint_every=100), tmp_path / "run"
+    monkeypatch.setattr(run_module.Keeper, "finish", lambda self, state: {})
+    train(config)
+    assert progress(run)["step"] == 2
+    assert progress(run)["evaluations"] == 1
+    assert progress(run)["best_step"] == 2
+    assert progress(run)["best_value"] is not None
+
+
+def test_an_evaluation_that_fails_is_made_up_for_at_its_step(tiny_run, tmp_path, monkeypatch):
+    config, run = tiny_run(evaluations=2, checkpoint_every=100), tmp_path / "run"
+    fail_in_evaluation(monkeypatch, at_call=1)
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        train(config)
+    monkeypatch.undo()
+    config.resume = True
+    train(config)
+    assert evaluations(run) == [(2, 2), (4, 2)]
+
+
+def test_the_last_evaluation_is_on_all_images_and_the_best_is_chosen_on_the_same_ones(tiny_run, tmp_path, monkeypatch):
+    """The value falls on the limited images and is high on all of them: step 2 must stay the best."""
+    values = {(2, 1): 0.5, (4, 1): 0.4, (4, 2): 0.9}
+    seen = []
+
+    def evaluate(*args, limit, **keywords):
+        images = limit or 2
+        seen.append((2 if not seen else 4, images))
+        return {"pq": values[seen[-1]]}
+
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
+    metrics = train(tiny_run(evaluations=2, eval_limit=1, num_samples=0))
+    assert evaluations(tmp_path / "run") == seen == [(2, 1), (4, 1), (4, 2)]
+    assert metrics["pq"] == 0.9
+    assert (metrics["best_step"], metrics["best_value"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize("name", ["best", "final"])
+def test_a_folder_with_a_model_is_not_trained_into(tiny_run, tmp_path, name):
+    config = tiny_run(max_steps=1, val_split=None)
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"run already holds a model \({name}\)"):
+        train(config)
+    config.resume = True
+    assert train(config)["steps"] == 1
+
+
+@pytest.fixture
+def folder_with_a_bad_validation_image(tmp_path):
+    """Three semantic maps in each split; of the first validation image the header, which indexing reads, is whole."""
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2, dtype=np.uint8), 32)[None].repeat(48, axis=0)
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / split / part).mkdir(parents=True)
+        for index in range(3):
+            image = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{split}{index}.jpg", quality=95)
+            Image.fromarray(labels).save(root / split / "labels" / f"{split}{index}.png")
+    (root / "id2label.json").write_text(json.dumps({"0": "left", "1": "right"}))
+    path = root / "val" / "images" / "val0.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return root
+
+
+def test_a_bad_validation_image_ends_the_run_or_is_skipped(
+    tiny_run, folder_with_a_bad_validation_image, tmp_path, caplog
+):
+    options = {
+        "dataset": str(folder_with_a_bad_validation_image),
+        "dataset_options": {"cache_dir": str(tmp_path / "cache")},
+        "val_dataset_options": {"cache_dir": str(tmp_path / "cache")},
+        "max_steps": 1,
+    }
+    with pytest.raises(ValueError, match=r"val0\.jpg"):
+        train(tiny_run("raise", **options))
+    with caplog.at_level(logging.WARNING):
+        metrics = train(tiny_run("skip", **options, on_bad_sample="skip"))
+    assert "val0.jpg" in caplog.text
+    assert metrics["skipped"] == 1
+    assert "mean_iou" in metrics
+    assert (tmp_path / "skip" / "samples" / "step-00000001.png").is_file()
