@@ -1,4 +1,4 @@
-"""Write the figures of benchmarks/results/*.json into the README and docs/paper_index.md, between their markers.
+"""Write the figures of benchmarks/results/*.json into README, paper index and model card, between their markers.
 
     python benchmarks/report.py
 
@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/paper_index.md")
+PAGES = ("README.md", "docs/paper_index.md", "model_cards/maskformer-light.md")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -61,6 +61,15 @@ def comparison(result: dict[str, Any]) -> list[str]:
         "| model | val mIoU | steps | parameters |",
         "|---|---|---|---|",
         *rows,
+    ]
+
+
+def padding(result: dict[str, Any]) -> list[str]:
+    tight, *wider = result["rows"]
+    parts = [f"{row['mean_iou']:.3f} on {row['height']}x{row['width']}" for row in wider]
+    return [
+        f"Padding (`benchmarks/padding.py`, the CamVid model, {result['images']} images of unchanged size): "
+        f"mIoU {tight['mean_iou']:.3f} on the tight canvas {tight['height']}x{tight['width']}, {', '.join(parts)}."
     ]
 
 

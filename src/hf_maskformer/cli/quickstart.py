@@ -152,4 +152,4 @@ def overlay(model: Path, data: Any) -> tuple[Any, int]:
             draw_segments(image, ids, segments, spec.id2label, color_by="label"),
         ]
     titles = ["image", "truth", "prediction"] * (len(panels) // 3)
-    return contact_sheet(panels, columns=3, titles=titles), num_segments
+    return contact_sheet(panels, columns=6, titles=titles), num_segments
