@@ -17,9 +17,9 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def main() -> None:
-    figures = "\n".join(
-        [BEGIN, *quickstart(read("quickstart.json")), "", *comparison(read("train_compare.json")), END]
-    )
+    lines = [*quickstart(read("quickstart.json")), "", *comparison(read("train_compare.json"))]
+    lines += ["", *padding(read("padding.json"))]
+    figures = "\n".join([BEGIN, *lines, END])
     for page in PAGES:
         text = (ROOT / page).read_text()
         replaced, count = re.subn(f"{BEGIN}.*?{END}", lambda _: figures, text, flags=re.DOTALL)
