@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.cli.main import main
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
 
 def failure(capsys, *words):
@@ -74,6 +75,24 @@ def test_predict_skips_bad_images_when_asked(trained, semantic_folder, tmp_path,
     assert "bad.png" in failure(capsys, *words)
     assert main([*map(str, words), "--on-bad-sample", "skip"]) == 0
     assert "1 of 2 images" in capsys.readouterr().out
+
+
+def test_evaluate_reads_deep_images_with_the_range_stored_with_the_model(trained, semantic_folder, tmp_path, capsys):
+    root = tmp_path / "deep"
+    shutil.copytree(semantic_folder, root)
+    for path in (root / "val" / "images").iterdir():
+        grey = np.asarray(Image.open(path).convert("L"), dtype=np.uint16)
+        path.unlink()
+        Image.fromarray(grey * 16).save(path.with_suffix(".png"))
+    model = tmp_path / "model"
+    shutil.copytree(trained / "best", model)
+    words = ["evaluate", model, "--dataset", root, "--json", tmp_path / "metrics.json"]
+    assert "--intensity-range" in failure(capsys, *words)
+    processor = HfMaskFormerImageProcessor.from_pretrained(model)
+    processor.intensity_range = (0, 4095)
+    processor.save_pretrained(model)
+    assert main([*map(str, words)]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["mean_iou"] >= 0
 
 
 def test_evaluate_skips_bad_images_when_asked(trained, semantic_folder, tmp_path, capsys):
