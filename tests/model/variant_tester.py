@@ -184,13 +184,13 @@ def check_auxiliary_supervision(config: HfMaskFormerConfig) -> None:
 
 def check_bfloat16(config: HfMaskFormerConfig) -> None:
     inputs = batch(config)
-    model = build(config).train()
+    still = build(config).eval()  # without dropout and drop path only the precision differs
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast_loss = model(**inputs).loss
-    full_loss = build(config).train()(**inputs).loss
+        autocast_loss = still(**inputs).loss
+    full_loss = still(**inputs).loss
     assert autocast_loss.dtype == torch.float32
-    assert abs(autocast_loss.item() - full_loss.item()) < 0.5 * full_loss.item()
-    model.zero_grad(set_to_none=True)
+    assert abs(autocast_loss.item() - full_loss.item()) < 0.02 * full_loss.item()
+    model = build(config).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_trained(model, inputs)
     assert_trained(build(config).to(torch.bfloat16).train(), inputs)
