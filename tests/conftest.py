@@ -10,6 +10,9 @@ DATA_VARIABLE = "HF_MASKFORMER_DATA"
 
 # No test may reach the network; this must stand before transformers is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models gain nothing from threads, and sums of several threads can differ in the last bit between two processes
+# that a test compares. This must stand before torch is imported; it reaches the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
