@@ -36,7 +36,9 @@ def run(arguments: Namespace) -> None:
     from hf_maskformer.inference.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint(arguments.model)
-    stored = {} if processor.intensity_range is None else {"intensity_range": tuple(processor.intensity_range)}
+    stored: dict[str, Any] = (
+        {} if processor.intensity_range is None else {"intensity_range": tuple(processor.intensity_range)}
+    )
     options = {**stored, **reader_options(arguments), **key_values(arguments.dataset_options)}
     options["on_bad_sample"] = arguments.on_bad_sample
     task = arguments.task or model.config.task

@@ -14,8 +14,8 @@ def initialize(module: nn.Module) -> None:
     """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier)."""
     if isinstance(module, ConvNormActivation):
         init.kaiming_uniform_(module.conv.weight, a=1)
-    elif isinstance(module, Attention | FeedForward):
-        for linear in module.children():
+    elif isinstance(module, Attention | FeedForward | MLP | LinearClassHead):
+        for linear in module.modules():
             if isinstance(linear, nn.Linear):
                 init.xavier_uniform_(linear.weight)
                 init.zeros_(linear.bias)
@@ -27,11 +27,6 @@ def initialize(module: nn.Module) -> None:
         _initialize_projection(module.mask_projection)
         if isinstance(module, TransformerFpnPixelDecoder):
             _initialize_projection(module.input_projection)
-    elif isinstance(module, MLP | LinearClassHead):
-        for linear in module.modules():
-            if isinstance(linear, nn.Linear):
-                init.xavier_uniform_(linear.weight)
-                init.zeros_(linear.bias)
     elif isinstance(module, LocatedDotProductMaskHead):
         init.xavier_uniform_(module.place.weight)
         init.zeros_(module.place.bias)
