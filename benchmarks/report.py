@@ -61,6 +61,7 @@ def comparison(result: dict[str, Any]) -> list[str]:
         "| model | val mIoU | steps | parameters |",
         "|---|---|---|---|",
         *rows,
+        *(f"\n`{row['model']}` was measured {row['code']}." for row in result["rows"] if "code" in row),
     ]
 
 
