@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_maskformer.visualize import contact_sheet, draw_segments, fill_segments, id_color
+from hf_maskformer.visualize import (
+    ERROR,
+    HATCH_DARK,
+    HATCH_LIGHT,
+    contact_sheet,
+    draw_errors,
+    draw_segments,
+    fill_segments,
+    id_color,
+    with_class_legend,
+)
 
 GREY = np.full((60, 80, 3), 100, dtype=np.uint8)
 NAMES = {0: "road", 1: "car"}
@@ -140,3 +150,42 @@ def test_contact_sheet_titles_and_sizes():
 def test_contact_sheet_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         contact_sheet(**arguments)
+
+
+def test_rows_of_a_sheet_have_the_shape_of_their_images():
+    images = [Image.new("RGB", size, (255, 0, 0)) for size in ((90, 60), (90, 60), (60, 90), (60, 90))]
+    sheet = contact_sheet(images, columns=2, cell_width=90)
+    assert sheet.size == (2 * 90 + 3 * 6, 60 + 135 + 3 * 6)
+    assert sheet.getpixel((6 + 45, 12 + 60 + 134)) == (255, 0, 0)
+
+
+def test_hatched_pixels_are_dark_and_the_others_unchanged():
+    segmentation, segments = two_segments()
+    void = segmentation == 0
+    plain = np.asarray(draw_segments(GREY, segmentation, segments, labels=False))
+    hatched = np.asarray(draw_segments(GREY, segmentation, segments, labels=False, hatched=void))
+    np.testing.assert_array_equal(hatched[~void], plain[~void])
+    assert {tuple(color) for color in hatched[void].tolist()} == {HATCH_DARK, HATCH_LIGHT}
+
+
+def test_errors_are_red_on_a_pale_image():
+    wrong = np.zeros((60, 80), dtype=bool)
+    wrong[10:20] = True
+    void = np.zeros((60, 80), dtype=bool)
+    void[15:] = True
+    picture = np.asarray(draw_errors(GREY, wrong, hatched=void)).astype(int)
+    red = np.rint(0.35 * 100 + 0.65 * np.array(ERROR))
+    np.testing.assert_array_equal(np.unique(picture[10:15].reshape(-1, 3), axis=0), red[None])
+    np.testing.assert_array_equal(picture[0, 0], [201, 201, 201])  # 100 faded by 0.65 towards 255
+    assert {tuple(color) for color in picture[15:].reshape(-1, 3).tolist()} == {HATCH_DARK, HATCH_LIGHT}
+
+
+def test_class_legend_wraps_below_the_sheet():
+    sheet = Image.new("RGB", (300, 50), (0, 0, 0))
+    one = with_class_legend(sheet, {3: "car"})
+    many = with_class_legend(sheet, {label: f"class number {label}" for label in range(12)})
+    assert one.width == many.width == 300
+    assert 50 < one.height < many.height
+    panel = np.asarray(many)[50:].reshape(-1, 3).tolist()
+    assert all(list(id_color(label)) in panel for label in range(12))
+    np.testing.assert_array_equal(np.asarray(one)[:50], np.zeros((50, 300, 3)))

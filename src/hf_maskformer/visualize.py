@@ -1,6 +1,6 @@
 """Pictures of segmentation results: overlays with colours, borders, labels and a legend, and contact sheets.
 
-Only numpy and PIL. Colours depend on nothing but the id, so a class or a segment looks the same in every picture.
+Only numpy and PIL. A class or a segment has the same colour in every picture, see `palette`.
 """
 
 import math
@@ -10,9 +10,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GOLDEN_RATIO = 0.618033988749895  # multiples of it spread over the hue circle without ever coming close again
-LIGHTNESS_CYCLE = (0.70, 0.80, 0.60)  # OKLab; neighbouring ids differ in lightness too
-CHROMA = 0.17
+from hf_maskformer.palette import id_color
+
+__all__ = [
+    "AnyImage",
+    "contact_sheet",
+    "draw_errors",
+    "draw_segments",
+    "fill_segments",
+    "id_color",
+    "segment_positions",
+    "with_class_legend",
+]
 
 MIN_LABEL_AREA = 0.0012  # of the image; smaller segments get no label
 LABEL_OVERHANG = 1.8  # a label may be this much wider or higher than its segment's box
@@ -22,6 +31,10 @@ FONT_RANGE = (9, 28)
 INK, PAPER = (24, 24, 27), (255, 255, 255)
 LABEL_BACKGROUND = (16, 16, 20, 190)
 MAX_LEGEND_SWATCHES = 4
+HATCH_DARK, HATCH_LIGHT = (39, 39, 42), (82, 82, 91)
+HATCH_PERIOD, HATCH_LINE = 10, 3  # pixels, along a row
+ERROR = (220, 38, 38)
+ERROR_BACKGROUND = 0.65  # how far pixels that are right fade to white
 
 AnyImage = Image.Image | np.ndarray
 
@@ -34,13 +47,6 @@ class SegmentRegion(NamedTuple):
     left: int
     mask: np.ndarray  # (h, w) bool, cropped to the segment's box
     area: int
-
-
-def id_color(segment_id: int) -> tuple[int, int, int]:
-    """RGB colour of an id: strong, distinct from those of nearby ids, the same in every run."""
-    hue = 2 * math.pi * ((segment_id * GOLDEN_RATIO + 0.08) % 1.0)
-    lightness = LIGHTNESS_CYCLE[segment_id % len(LIGHTNESS_CYCLE)]
-    return _oklab_to_rgb(lightness, CHROMA * math.cos(hue), CHROMA * math.sin(hue))
 
 
 def fill_segments(segmentation: np.ndarray, ids: Sequence[int], values: Any, fill: Any) -> np.ndarray:
@@ -81,6 +87,7 @@ def draw_segments(
     labels: bool = True,
     scores: bool = True,
     legend: bool = False,
+    hatched: np.ndarray | None = None,
 ) -> Image.Image:
     """The image with its segments painted over it.
 
@@ -94,6 +101,7 @@ def draw_segments(
         labels: write name (and score) into every segment that has room for it.
         scores: write scores behind the names.
         legend: add a panel with the classes on the right; the result is then wider than the image.
+        hatched: (H, W) bool; these pixels are covered by dark stripes: void.
 
     Raises:
         ValueError: the sizes of image and segmentation differ, or an argument is out of its range.
@@ -109,13 +117,24 @@ def draw_segments(
     key = "id" if color_by == "segment" else "label_id"
     colors = np.array([id_color(int(segment[key])) for segment in segments], dtype=np.uint8).reshape(-1, 3)
     positions = segment_positions(segmentation, [int(segment["id"]) for segment in segments])  # (H, W)
-    canvas = Image.fromarray(_paint(picture, positions, colors, alpha))
+    painted = _paint(picture, positions, colors, alpha)
+    canvas = Image.fromarray(painted if hatched is None else _hatch(painted, hatched))
     font = _font(canvas.size)
     names = [_name(segment, id2label) for segment in segments]
     if labels:
         texts = [_with_score(name, segment) if scores else name for name, segment in zip(names, segments, strict=True)]
         canvas = _write_labels(canvas, positions, texts, font)
     return _with_legend(canvas, names, colors, font) if legend and segments else canvas
+
+
+def draw_errors(image: AnyImage, wrong: np.ndarray, hatched: np.ndarray | None = None) -> Image.Image:
+    """The image faded, its wrong pixels ((H, W) bool) red, those of `hatched` under dark stripes."""
+    picture = _to_rgb(image)
+    grey = picture.mean(axis=2, keepdims=True)  # (H, W, 1)
+    faded = np.broadcast_to(grey + (255 - grey) * ERROR_BACKGROUND, picture.shape)
+    red = 0.35 * grey + 0.65 * np.array(ERROR)  # (H, W, 3); what is seen stays visible
+    result = np.rint(np.where(wrong[..., None], red, faded)).astype(np.uint8)
+    return Image.fromarray(result if hatched is None else _hatch(result, hatched))
 
 
 def contact_sheet(
@@ -127,7 +146,7 @@ def contact_sheet(
         images: PIL images or uint8 arrays; they may differ in size.
         columns: pictures in a row.
         titles: one line per image, shortened where it is too long.
-        cell_width: width of a cell in pixels; its height follows from the median shape of the images.
+        cell_width: width of a cell in pixels; the height of a row follows from the median shape of its images.
     """
     if not images:
         raise ValueError("images must hold at least one image, got none")
@@ -138,23 +157,58 @@ def contact_sheet(
     pictures = [Image.fromarray(_to_rgb(image)) for image in images]
     columns = min(columns, len(pictures))
     gap = max(6, cell_width // 36)
-    cell_height = round(cell_width * float(np.median([picture.height / picture.width for picture in pictures])))
     font = ImageFont.load_default(size=max(11, cell_width // 24))
     title_height = 0 if titles is None else _text_size("Ag", font)[1] + gap
-    rows = -(-len(pictures) // columns)
-    row_height = cell_height + title_height + gap
-    sheet = Image.new("RGB", (columns * (cell_width + gap) + gap, rows * row_height + gap), PAPER)
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [round(cell_width * float(np.median([one.height / one.width for one in row]))) for row in rows]
+    full_height = sum(heights) + len(rows) * (title_height + gap) + gap
+    sheet = Image.new("RGB", (columns * (cell_width + gap) + gap, full_height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pictures):
-        left = gap + index % columns * (cell_width + gap)
-        top = gap + index // columns * row_height
-        if titles is not None:
-            draw.text((left, top), _shorten(titles[index], font, cell_width), fill=INK, font=font)
-        scale = min(cell_width / picture.width, cell_height / picture.height)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        resized = picture.resize(size, Image.Resampling.LANCZOS)
-        sheet.paste(resized, (left + (cell_width - size[0]) // 2, top + title_height + (cell_height - size[1]) // 2))
+    top = gap
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for column, picture in enumerate(row):
+            left = gap + column * (cell_width + gap)
+            if titles is not None:
+                title = _shorten(titles[number * columns + column], font, cell_width)
+                draw.text((left, top), title, fill=INK, font=font)
+            scale = min(cell_width / picture.width, height / picture.height)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            resized = picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+            sheet.paste(resized, (left + (cell_width - size[0]) // 2, top + title_height + (height - size[1]) // 2))
+        top += title_height + height + gap
     return sheet
+
+
+def with_class_legend(sheet: Image.Image, id2label: Mapping[int, str]) -> Image.Image:
+    """The sheet with a strip below it: a swatch in the colour of each class, and its name."""
+    font: Any = ImageFont.load_default(size=max(12, sheet.width // 90))
+    swatch, margin = round(font.size), round(font.size * 0.8)
+    line = round(font.size * 1.8)
+    places = []
+    left, top = margin, margin
+    for label_id, name in id2label.items():
+        width = swatch + margin // 2 + _text_size(name, font)[0]
+        if left > margin and left + width > sheet.width - margin:
+            left, top = margin, top + line
+        places.append((left, top, label_id, name))
+        left += width + 2 * margin
+    result = Image.new("RGB", (sheet.width, sheet.height + top + line), PAPER)
+    result.paste(sheet, (0, 0))
+    draw = ImageDraw.Draw(result)
+    for left, top, label_id, name in places:
+        top += sheet.height
+        box = (left, top, left + swatch - 1, top + swatch - 1)
+        draw.rounded_rectangle(box, radius=3, fill=id_color(label_id))
+        draw.text((left + swatch + margin // 2, top + swatch / 2), name, fill=INK, font=font, anchor="lm")
+    return result
+
+
+def _hatch(picture: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Dark diagonal stripes over the covered pixels (H, W) bool of a picture (H, W, 3) uint8."""
+    rows, columns = np.ogrid[: covered.shape[0], : covered.shape[1]]
+    light = (rows + columns) % HATCH_PERIOD < HATCH_LINE  # (H, W)
+    stripes = np.where(light[..., None], HATCH_LIGHT, HATCH_DARK).astype(np.uint8)
+    return np.where(covered[..., None], stripes, picture)
 
 
 def _paint(picture: np.ndarray, positions: np.ndarray, colors: np.ndarray, alpha: float) -> np.ndarray:
@@ -332,21 +386,3 @@ def _to_rgb(image: AnyImage) -> np.ndarray:
     if array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"image must have shape (H, W) or (H, W, 3), got {array.shape}")
     return array
-
-
-def _oklab_to_rgb(lightness: float, green_red: float, blue_yellow: float) -> tuple[int, int, int]:
-    """sRGB bytes of an OKLab colour (Ottosson 2020), clipped to the gamut."""
-    long = (lightness + 0.3963377774 * green_red + 0.2158037573 * blue_yellow) ** 3
-    medium = (lightness - 0.1055613458 * green_red - 0.0638541728 * blue_yellow) ** 3
-    short = (lightness - 0.0894841775 * green_red - 1.2914855480 * blue_yellow) ** 3
-    linear = (
-        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-    )
-    red, green, blue = (round(255 * _gamma(min(max(value, 0.0), 1.0))) for value in linear)
-    return red, green, blue
-
-
-def _gamma(value: float) -> float:
-    return 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055

@@ -119,12 +119,11 @@ def test_evaluate_skips_bad_images_when_asked(trained, semantic_folder, tmp_path
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_help_promises_no_hub_datasets(verb, capsys):
+def test_help_says_what_a_dataset_may_be(verb, capsys):
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "dataset folder, or 'scenes'" in text
-    assert "folder, Hub id" not in text
+    assert "dataset folder, Hub id, or 'scenes'" in text
 
 
 def test_presets_are_listed_and_shown(capsys):

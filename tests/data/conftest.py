@@ -1,6 +1,7 @@
 """Small datasets written by hand, in each of the folder shapes."""
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_maskformer.data.load import find_layouts, open_source
+from hf_maskformer.data.problems import Problems
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
 
 HEIGHT, WIDTH = 6, 8
@@ -108,12 +111,12 @@ def instance_folder(tmp_path: Path, overlapping_masks: np.ndarray) -> Path:
 
 @pytest.fixture
 def panoptic_ids() -> np.ndarray:
-    """(H, W): thing 1000, thing 70000 (three colour bytes), stuff 5 and 6 of one class, id 9 that nobody names."""
+    """(H, W): thing 1000, thing 70000 (three colour bytes), stuff 5 and 6 of one class, one void pixel."""
     ids = np.full((HEIGHT, WIDTH), 5, dtype=np.int32)
     ids[:, 6:] = 6
     ids[0:2, 0:2] = 1000
     ids[3:5, 3:5] = 70000
-    ids[5, 0] = 9
+    ids[5, 0] = 0
     return ids
 
 
@@ -150,3 +153,109 @@ def edit_json() -> Callable[[Path, Callable[[dict], object]], None]:
         path.write_text(json.dumps(content))
 
     return edit
+
+
+@pytest.fixture
+def read_rows() -> Callable[..., tuple[list[dict], Problems]]:
+    """Reads a split without storing it: its rows, and what the reader reported."""
+
+    def read(
+        root: Path, mode: str, split: str | None = "train", format: str | None = None, **options: object
+    ) -> tuple[list[dict], Problems]:
+        problems = Problems(mode)
+        source = open_source(find_layouts(root, split, None, format)[0], root, options, problems)
+        return list(source.rows()), problems
+
+    return read
+
+
+@pytest.fixture
+def check_problem(read_rows: Callable) -> Callable[..., list[dict]]:
+    """Checks that an error is raised in mode "raise" and listed in mode "list", where the other rows are returned."""
+
+    def check(root: Path, kind: str, file: str, message: str, **options: object) -> list[dict]:
+        with pytest.raises(ValueError, match=message):
+            read_rows(root, "raise", **options)
+        rows, problems = read_rows(root, "list", **options)
+        assert [(problem.kind, problem.file) for problem in problems.found] == [(kind, str(root / file))]
+        assert re.search(message, problems.found[0].message)
+        return rows
+
+    return check
+
+
+@pytest.fixture
+def cityscapes_ids() -> np.ndarray:
+    """(H, W) instance ids: road, two cars, a group of persons, static (void) and a caravan (void)."""
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    ids[0:2, 0:2] = 26000
+    ids[0:2, 3:5] = 26001
+    ids[3:5, 0:4] = 24
+    ids[5, 0:3] = 4
+    ids[5, 5:8] = 29000
+    return ids
+
+
+@pytest.fixture
+def cityscapes_folder(tmp_path: Path, cityscapes_ids: np.ndarray) -> Path:
+    """Two training cities with one image each, of which bonn has road only; the same in val; test without labels."""
+    root = tmp_path / "cityscapes"
+    maps = {"aachen": cityscapes_ids, "bonn": np.full_like(cityscapes_ids, 7)}
+    for split in ("train", "val", "test"):
+        for city, ids in maps.items():
+            images, labels = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
+            images.mkdir(parents=True)
+            _grey(60).save(images / f"{city}_000000_000019_leftImg8bit.png")
+            if split != "test":
+                labels.mkdir(parents=True)
+                Image.fromarray(ids).save(labels / f"{city}_000000_000019_gtFine_instanceIds.png")
+    return root
+
+
+@pytest.fixture
+def ade20k_folder(tmp_path: Path) -> Path:
+    """Images a (void in the first column, wall, and 150 in the last one) and b (wall); the same in validation."""
+    root = tmp_path / "ADEChallengeData2016"
+    raw = np.ones((HEIGHT, WIDTH), dtype=np.uint8)
+    raw[:, 0], raw[:, -1] = 0, 150
+    for split in ("training", "validation"):
+        for part in ("images", "annotations"):
+            (root / part / split).mkdir(parents=True)
+        for name, values in (("a", raw), ("b", np.ones_like(raw))):
+            _grey(60).save(root / "images" / split / f"{name}.jpg")
+            Image.fromarray(values).save(root / "annotations" / split / f"{name}.png")
+    names = ["wall", "building, edifice", "screen, silver screen", "screen, CRT screen"]
+    names += [f"class {number}, other name" for number in range(5, 151)]
+    lines = [f"{number}\t0.1\t10\t1\t0\t{name}" for number, name in enumerate(names, start=1)]
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def yolo_folder(tmp_path: Path) -> Path:
+    """Image a with two rectangles that overlap, of classes 1 and 0; b with an empty file, c without one; and val."""
+    root = tmp_path / "yolo"
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / part / split).mkdir(parents=True)
+        for name in "abc":
+            _grey(60).save(root / "images" / split / f"{name}.png")
+        # Columns 0..3 of rows 0..2, and columns 2..5 of rows 1..4: 8 columns and 6 rows.
+        lines = ["1 0 0 0.5 0 0.5 0.5 0 0.5", "", "0 0.25 0.166667 0.75 0.166667 0.75 0.833333 0.25 0.833333"]
+        (root / "labels" / split / "a.txt").write_text("\n".join(lines) + "\n")
+        (root / "labels" / split / "b.txt").write_text("")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 2\nnames: [cat, dog]\n")
+    return root
+
+
+@pytest.fixture
+def object_folder(tmp_path: Path, overlapping_masks: np.ndarray) -> Path:
+    """The shape of the 2018 Data Science Bowl: image a with two masks that overlap, image b with one."""
+    root = tmp_path / "bowl"
+    for name, masks in (("a", overlapping_masks[:2]), ("b", overlapping_masks[2:])):
+        for part in ("images", "masks"):
+            (root / "train" / name / part).mkdir(parents=True)
+        _grey(60).save(root / "train" / name / "images" / f"{name}.png")
+        for number, mask in enumerate(masks):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(root / "train" / name / "masks" / f"m{number}.png")
+    return root

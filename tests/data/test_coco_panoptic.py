@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.data.load import load
+from hf_maskformer.data.problems import DatasetError
 
 
 def annotations_file(root: Path) -> Path:
@@ -21,8 +22,7 @@ def test_rows_and_reference(panoptic_folder: Path, cache_dir: str, panoptic_ids:
     assert data.label_spec.id2label == {0: "cow", 1: "grass"}
     assert data.label_spec.thing_label_ids == (0,)
     reference = data.reference(0)
-    expected = np.where(panoptic_ids == 9, 0, panoptic_ids)  # an id that segments_info does not name is void
-    np.testing.assert_array_equal(reference["segmentation"], expected)
+    np.testing.assert_array_equal(reference["segmentation"], panoptic_ids)
     assert reference["segmentation"].dtype == np.int32
     assert reference["segments_info"] == [
         {"id": 1000, "label_id": 0, "iscrowd": False, "area": 4.0},
@@ -42,7 +42,7 @@ def test_training_targets_merge_stuff_and_leave_out_crowds(
 
 def test_the_same_rows_serve_the_other_tasks(panoptic_folder: Path, cache_dir: str, panoptic_ids: np.ndarray) -> None:
     semantic = load(panoptic_folder, task="semantic", cache_dir=cache_dir).reference(0)
-    expected = np.select([np.isin(panoptic_ids, [1000, 70000]), panoptic_ids == 9], [0, 255], 1)
+    expected = np.select([np.isin(panoptic_ids, [1000, 70000]), panoptic_ids == 0], [0, 255], 1)
     np.testing.assert_array_equal(semantic, expected)
     instance = load(panoptic_folder, task="instance", cache_dir=cache_dir).reference(0)
     assert instance["labels"].tolist() == [0, 0]
@@ -95,7 +95,7 @@ def test_a_changed_png_is_read_again(panoptic_folder: Path, cache_dir: str, pano
     colours[5, 0] = colours[5, 1]
     Image.fromarray(colours).save(png)
     reference = load(panoptic_folder, cache_dir=cache_dir).reference(0)
-    np.testing.assert_array_equal(reference["segmentation"], np.where(panoptic_ids == 9, 5, panoptic_ids))
+    np.testing.assert_array_equal(reference["segmentation"], np.where(panoptic_ids == 0, 5, panoptic_ids))
 
 
 def plain_ids(path: Path) -> np.ndarray:
@@ -127,3 +127,173 @@ def test_standard_coco_tree(shared_data: Path, shared_cache: str) -> None:
         ids = plain_ids(root / "panoptic_examples" / annotation["file_name"])
         np.testing.assert_array_equal(data.reference(index)["segmentation"], np.where(np.isin(ids, named), ids, 0))
         assert len(data.sample(index).class_labels) > 3
+
+
+ALL_IDS = [[1000, 70000, 5, 6]]
+# (change, kind, whether the PNG is the file to open, words of the message, segment ids of the rows that are left)
+ERRORS: dict[str, tuple[Callable[[dict], object], str, bool, str, list]] = {
+    "id without pixels": (
+        lambda c: c["annotations"][0]["segments_info"].append({"id": 77, "category_id": 1}),
+        "empty_mask",
+        False,
+        "segment 77 of a.png",
+        ALL_IDS,
+    ),
+    "pixels without id": (
+        lambda c: c["annotations"][0]["segments_info"].pop(0),
+        "unlisted_segment",
+        True,
+        r"a\.png: has pixels of the ids 1000 \(4 pixels\)",
+        [[70000, 5, 6]],
+    ),
+    "id 0": (
+        lambda c: c["annotations"][0]["segments_info"].append({"id": 0, "category_id": 1}),
+        "broken_record",
+        False,
+        "segment 0 of a.png",
+        ALL_IDS,
+    ),
+    "repeated id": (
+        lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 1}),
+        "duplicate",
+        False,
+        "segment 5 of a.png stands twice",
+        ALL_IDS,
+    ),
+    "no id": (
+        lambda c: c["annotations"][0]["segments_info"].append({"category_id": 1}),
+        "broken_record",
+        False,
+        "segment 4 of a.png has no id",
+        ALL_IDS,
+    ),
+    "unknown category": (
+        lambda c: segment(c, 2).update(category_id=3),
+        "unknown_label",
+        False,
+        "segment 5 of a.png has category_id 3",
+        [[1000, 70000, 6]],
+    ),
+    "crowd is a text": (
+        lambda c: segment(c, 2).update(iscrowd="no"),
+        "broken_record",
+        False,
+        "segment 5 of a.png has iscrowd 'no'",
+        [[1000, 70000, 6]],
+    ),
+    "segment is a number": (
+        lambda c: c["annotations"][0]["segments_info"].append(5),
+        "broken_record",
+        False,
+        "segment 4 of a.png is no object",
+        ALL_IDS,
+    ),
+    "no isthing": (
+        lambda c: c["categories"][0].pop("isthing"),
+        "broken_record",
+        False,
+        r"category 2 \(grass\) has no isthing",
+        ALL_IDS,
+    ),
+    "unknown image": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 9}),
+        "broken_record",
+        False,
+        "image_id 9",
+        ALL_IDS,
+    ),
+    "two annotations": (
+        lambda c: c["annotations"].append(c["annotations"][0]),
+        "duplicate",
+        False,
+        "image 1 has more than one annotation",
+        ALL_IDS,
+    ),
+    "no segments_info": (
+        lambda c: c["annotations"][0].pop("segments_info"),
+        "broken_record",
+        False,
+        r"image 1 \(a\.png\) has no list segments_info",
+        [],
+    ),
+    "no PNG name": (
+        lambda c: c["annotations"][0].pop("file_name"),
+        "broken_record",
+        False,
+        r"image 1 \(a\.png\) has no file_name",
+        [],
+    ),
+    "no annotation": (
+        lambda c: c.update(annotations=[]),
+        "broken_record",
+        False,
+        "1 image.s. have no annotation, such as a.png",
+        [],
+    ),
+    "annotation is a text": (
+        lambda c: c["annotations"].append("x"),
+        "broken_record",
+        False,
+        "annotation 1 of the list",
+        ALL_IDS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_raised_or_listed(
+    name: str, panoptic_folder: Path, edit_json: Callable, read_rows: Callable
+) -> None:
+    change, kind, is_png, words, left = ERRORS[name]
+    edit_json(annotations_file(panoptic_folder), change)
+    with pytest.raises(DatasetError, match=words) as raised:
+        read_rows(panoptic_folder, "raise")
+    expected = (kind, str(panoptic_folder / "train" / ("panoptic/a.png" if is_png else "panoptic.json")))
+    assert (raised.value.problem.kind, raised.value.problem.file) == expected
+    rows, problems = read_rows(panoptic_folder, "list")
+    found = [problem for problem in problems.found if problem.kind != "unlisted_file"]
+    assert [(problem.kind, problem.file) for problem in found] == [expected]
+    assert [[entry["id"] for entry in row["segments"]] for row in rows] == left
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda png: png.write_bytes(b""), "unreadable_file"),
+        (lambda png: png.write_text("no image"), "unreadable_file"),
+        (lambda png: png.write_bytes(png.read_bytes()[:40]), "unreadable_file"),
+        (lambda png: Image.new("L", (8, 6)).save(png), "unreadable_file"),
+        (lambda png: Image.new("RGB", (7, 6)).save(png), "size_mismatch"),
+        (lambda png: png.unlink(), "missing_file"),
+    ],
+)
+def test_broken_pngs_are_listed(damage: Callable, kind: str, panoptic_folder: Path, read_rows: Callable) -> None:
+    png = panoptic_folder / "train" / "panoptic" / "a.png"
+    damage(png)
+    rows, problems = read_rows(panoptic_folder, "list")
+    assert rows == []
+    assert [(problem.kind, problem.file) for problem in problems.found] == [(kind, str(png))]
+
+
+def test_warnings_stop_nothing(panoptic_folder: Path, edit_json: Callable, read_rows: Callable) -> None:
+    edit_json(annotations_file(panoptic_folder), lambda c: segment(c, 0).update(bbox=[0, 0, 4, 2]))
+    edit_json(annotations_file(panoptic_folder), lambda c: segment(c, 1).update(bbox=[3, 3, 3, 2]))  # 1 pixel too wide
+    for part in ("images", "panoptic"):
+        Image.new("RGB", (8, 6)).save(panoptic_folder / "train" / part / "extra.png")
+    rows, problems = read_rows(panoptic_folder, "raise")
+    assert [(problem.kind, Path(problem.file).name) for problem in problems.found] == [
+        ("unlisted_file", "extra.png"),
+        ("unlisted_file", "extra.png"),
+        ("box_mismatch", "panoptic.json"),
+    ]
+    assert "segment 1000 of a.png has bbox [0.0, 0.0, 4.0, 2.0], but its mask has [0.0, 0.0, 2.0, 2.0]" in (
+        problems.found[-1].message
+    )
+    assert [entry["id"] for entry in rows[0]["segments"]] == ALL_IDS[0]
+
+
+def test_correct_annotations_raise_no_alarm(shared_data: Path, read_rows: Callable) -> None:
+    _, problems = read_rows(shared_data / "coco_panoptic_sample", "list", split=None)
+    assert problems.found == []
+    _, problems = read_rows(shared_data / "nuclei", "list", split="val", format="coco_panoptic")
+    assert problems.found == []

@@ -70,3 +70,17 @@ def test_more_segments_than_two_bytes_hold() -> None:
 def test_a_code_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"RLE has size \[7, 5\], the image has size \[5, 7\]"):
         SegmentMasks.from_rles(encode_rles(disjoint_masks()), (5, 7))
+
+
+@pytest.mark.parametrize("masks", [disjoint_masks(), random_masks(5, 0.4), random_masks(300, 0.1)])
+def test_masks_come_one_by_one(masks: np.ndarray) -> None:
+    given = list(SegmentMasks.from_masks(masks))
+    assert all(mask.dtype == bool for mask in given)
+    np.testing.assert_array_equal(np.stack(given), masks)
+
+
+def test_take_is_indexing() -> None:
+    masks = random_masks(4, 0.5)
+    rows, columns = np.array([0, 0, 3, 6]), np.array([1, 4, 4])
+    taken = SegmentMasks.from_masks(masks).take(rows, columns)
+    np.testing.assert_array_equal(taken.dense(), masks[:, rows][:, :, columns])

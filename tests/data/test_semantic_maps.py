@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.data.load import load
+from hf_maskformer.data.problems import Problems
 from hf_maskformer.data.sample import FEATURES
-from hf_maskformer.data.semantic_maps import read_label_map
+from hf_maskformer.data.semantic_maps import read_label_map, semantic_maps_source
+from hf_maskformer.model.label_spec import LabelSpec
 
 
 def label_file(root: Path, number: int = 0) -> Path:
@@ -101,10 +105,12 @@ def test_image_changed_after_indexing_is_noticed(semantic_folder: Path, cache_di
 @pytest.mark.parametrize(("part", "other"), [("images", "labels"), ("labels", "images")])
 def test_files_without_partner_are_named(semantic_folder: Path, cache_dir: str, part: str, other: str) -> None:
     (semantic_folder / "train" / part / "1.png").rename(semantic_folder / "train" / part / "lonely.png")
-    with pytest.raises(ValueError, match=r"image file\(s\).*no partner of the same name in labels/"):
+    with pytest.raises(
+        ValueError, match=r"images/\w+\.png: has no partner of the same name in .*labels \(1 image file\(s\)"
+    ):
         load(semantic_folder, cache_dir=cache_dir)
     (semantic_folder / "train" / part / "lonely.png").unlink()
-    with pytest.raises(ValueError, match=rf"have no partner of the same name in {part}/: 1\.png"):
+    with pytest.raises(ValueError, match=rf"{other}/1\.png: has no partner of the same name in .*{part} "):
         load(semantic_folder, cache_dir=cache_dir)
     assert (semantic_folder / "train" / other / "1.png").exists()
 
@@ -210,3 +216,79 @@ def test_camvid(shared_data: Path, shared_cache: str) -> None:
         path = shared_data / "camvid" / "val" / "labels" / f"{data.row(index)['image_id']}.png"
         np.testing.assert_array_equal(data.reference(index), np.asarray(Image.open(path)))
         assert data.sample(index).image.shape == (360, 480, 3)
+
+
+def test_every_problem_is_listed(semantic_folder: Path, read_rows: Callable) -> None:
+    train = semantic_folder / "train"
+    for number in range(2, 8):
+        shutil.copy(train / "images" / "1.png", train / "images" / f"{number}.png")
+        shutil.copy(train / "labels" / "1.png", train / "labels" / f"{number}.png")
+    labels = np.asarray(Image.open(train / "labels" / "2.png")).copy()
+    labels[0, :3] = 9
+    Image.fromarray(labels).save(train / "labels" / "2.png")
+    (train / "labels" / "3.png").write_bytes(b"")
+    (train / "images" / "4.png").write_text("no image")
+    Image.new("RGB", (5, 4)).save(train / "images" / "5.png")
+    (train / "labels" / "6.png").unlink()
+    (train / "images" / "7.png").unlink()
+    Image.new("RGB", (8, 6)).save(train / "images" / "0.jpg")
+    (train / "images" / "notes.txt").write_text("x")
+    rows, problems = read_rows(semantic_folder, "list")
+    found = [(problem.kind, str(Path(problem.file).relative_to(train))) for problem in problems.found]
+    assert found == [
+        ("duplicate", "images/0.png"),
+        ("missing_file", "images/6.png"),
+        ("unlisted_file", "images/notes.txt"),
+        ("missing_file", "labels/7.png"),
+        ("unknown_label", "labels/2.png"),
+        ("unreadable_file", "labels/3.png"),
+        ("unreadable_file", "images/4.png"),
+        ("size_mismatch", "images/5.png"),
+    ]
+    assert [row["image_id"] for row in rows] == ["0", "1", "2"]
+    assert [segment["area"] for segment in rows[2]["segments"]] == [45], "the pixels of the unknown label are void"
+
+
+def test_labels_with_gaps_are_listed_and_kept(semantic_folder: Path, read_rows: Callable) -> None:
+    (semantic_folder / "id2label.json").unlink()
+    Image.fromarray(np.full((6, 8), 30, dtype=np.uint8)).save(label_file(semantic_folder, 1))
+    rows, problems = read_rows(semantic_folder, "list")
+    assert [(problem.kind, problem.file) for problem in problems.found] == [("unknown_label", str(semantic_folder))]
+    assert "[0, 1, 30]" in problems.found[0].message
+    assert [[segment["label_id"] for segment in row["segments"]] for row in rows] == [[0, 1], [2]]
+
+
+def test_inferred_labels_are_read_once(semantic_folder: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (semantic_folder / "id2label.json").unlink()
+
+    def open_source() -> LabelSpec:
+        return semantic_maps_source(
+            semantic_folder / "train", semantic_folder, Problems(), cache_dir=cache_dir
+        ).label_spec
+
+    first = open_source()
+    assert first.num_labels == 3
+    monkeypatch.setattr("hf_maskformer.data.semantic_maps.read_label_map", None)
+    assert open_source() == first
+    Image.fromarray(np.full((6, 8), 1, dtype=np.uint8)).save(label_file(semantic_folder, 1))
+    with pytest.raises(TypeError):
+        open_source()
+
+
+def test_other_folders_for_images_and_labels(semantic_folder: Path, read_rows: Callable) -> None:
+    """images/SPLIT with labels/SPLIT."""
+    for part in ("images", "labels"):
+        (semantic_folder / part).mkdir()
+        (semantic_folder / "train" / part).rename(semantic_folder / part / "train")
+    images, labels = semantic_folder / "images" / "train", semantic_folder / "labels" / "train"
+    source = semantic_maps_source(semantic_folder, semantic_folder, Problems(), images=images, labels=labels)
+    assert [row["file_name"] for row in source.rows()] == ["images/train/0.png", "images/train/1.png"]
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
+def test_label_files_of_other_kinds(semantic_folder: Path, cache_dir: str, suffix: str) -> None:
+    expected = load(semantic_folder, cache_dir=cache_dir).reference(0)
+    path = label_file(semantic_folder)
+    Image.open(path).save(path.with_suffix(suffix))
+    path.unlink()
+    np.testing.assert_array_equal(load(semantic_folder, cache_dir=cache_dir).reference(0), expected)

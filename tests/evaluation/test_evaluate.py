@@ -1,61 +1,18 @@
 """`evaluate` from data to metrics, with a model that answers the truth: every task must then be perfect."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
-from transformers.utils import ModelOutput
 
 from hf_maskformer.data.load import load
-from hf_maskformer.data.sample import targets_for_task
-from hf_maskformer.evaluation.evaluate import evaluate
-from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
-
-CANVAS = 64
-CONFIDENT = 12.0  # logit
-
-
-class Oracle(torch.nn.Module):
-    """Answers with the targets of the data's rows, one query each, in the order of the data."""
-
-    def __init__(self, data, queries=40):
-        super().__init__()
-        self.data, self.queries = data, queries
-        spec = data.label_spec
-        self.config = SimpleNamespace(id2label=spec.id2label, thing_label_ids=spec.thing_label_ids, task=data.task)
-        self.layer = torch.nn.Dropout()
-        self.frozen = torch.nn.BatchNorm2d(3).eval()
-        self.next_row = 0
-        self.training_seen = []
-
-    def forward(self, pixel_values, pixel_mask):
-        assert torch.is_inference_mode_enabled()
-        self.training_seen.append(self.layer.training)
-        batch, _, height, width = pixel_values.shape
-        class_logits = torch.zeros(batch, self.queries, self.data.label_spec.num_labels + 1)
-        class_logits[..., -1] = CONFIDENT
-        mask_logits = torch.full((batch, self.queries, height, width), -CONFIDENT)
-        for index in range(batch):
-            row = self.data.row(self.next_row)
-            self.next_row += 1
-            masks, labels, _ = targets_for_task(row, self.data.task, self.data.label_spec)
-            for query, (mask, label) in enumerate(zip(masks, labels, strict=True)):
-                class_logits[index, query, label] = 2 * CONFIDENT
-                inside = mask_logits[index, query, : mask.shape[0], : mask.shape[1]]
-                inside[torch.from_numpy(mask)] = CONFIDENT
-        extent = torch.stack([pixel_mask.amax(2).float().mean(1), pixel_mask.amax(1).float().mean(1)], dim=1)  # (B, 2)
-        return ModelOutput(class_queries_logits=class_logits, masks_queries_logits=mask_logits, valid_extent=extent)
+from hf_maskformer.data.row_stream import RowStream
+from hf_maskformer.data.segmentation_data import SegmentationData
+from hf_maskformer.evaluation.details import EvaluationDetails
+from hf_maskformer.evaluation.evaluate import Score, evaluate, score_images
+from model_answers import Oracle, processor_for
 
 
 def scenes(task, length=5, image_size=(48, 64)):
     return load("scenes", split="val", task=task, length=length, image_size=image_size)
-
-
-def processor_for(data, **settings):
-    spec = data.label_spec
-    fields = {"task": data.task, "id2label": spec.id2label, "thing_label_ids": list(spec.thing_label_ids), **settings}
-    return HfMaskFormerImageProcessor(size={"max_height": CANVAS, "max_width": CANVAS}, **fields)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +125,187 @@ def test_crowds_reach_the_metric():
     metrics = evaluate(oracle, processor_for(data), data, progress=False)
     assert metrics["map"] == -1.0  # nothing is left that must be found
     assert np.all(np.array(metrics["per_category"]) == -1.0)
+
+
+def test_names_that_differ_are_refused_unless_they_are_not_to_be_compared(caplog):
+    data = scenes("semantic", length=2)
+    names = {label: f"thing {label}" for label in data.label_spec.id2label}
+    oracle, processor = Oracle(data), processor_for(data, id2label=names)
+    with pytest.raises(ValueError, match="the processor has other classes than the data: 0 is 'thing 0'"):
+        evaluate(oracle, processor, data, progress=False)
+    metrics = evaluate(oracle, processor, data, progress=False, ignore_class_names=True)
+    assert metrics["mean_iou"] == pytest.approx(1.0)
+    assert "class names are not compared" in caplog.text
+
+
+def test_things_come_from_the_data_where_the_processor_knows_none():
+    """As after loading an official checkpoint, whose config has every class as a thing by default."""
+    data = scenes("panoptic", length=2)
+    oracle, processor = Oracle(data), processor_for(data, thing_label_ids=None, id2label=None, task=None)
+    oracle.config.thing_label_ids = sorted(data.label_spec.id2label)
+    metrics = evaluate(oracle, processor, data, progress=False)
+    assert metrics["pq"] == metrics["pq_stuff"] == pytest.approx(1.0)
+    assert processor.thing_label_ids is None
+    with pytest.raises(ValueError, match=r"the model's thing_label_ids are \[0, 1, 2, 3, 4, 5, 6\] but the data's"):
+        evaluate(oracle, processor_for(data), data, progress=False)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_boundaries_are_measured_when_asked(task):
+    data = scenes(task, length=3)
+    plain = evaluate(Oracle(data, wrong={1}), processor_for(data), data, progress=False)
+    metrics = evaluate(Oracle(data, wrong={1}), processor_for(data), data, progress=False, boundary=True)
+    added = {
+        "semantic": {"boundary_iou", "per_category_boundary_iou"},
+        "instance": {f"boundary_map{name}" for name in ("", "_50", "_75", "_small", "_medium", "_large")}
+        | {"per_category_boundary_map"},
+        "panoptic": {f"boundary_{name}" for name in ("pq", "sq", "rq", "pq_things", "pq_stuff")}
+        | {"per_category_boundary_pq"},
+    }[task]
+    assert set(metrics) - set(plain) == added
+    main, boundary = {
+        "semantic": ("mean_iou", "boundary_iou"),
+        "instance": ("map", "boundary_map"),
+        "panoptic": ("pq", "boundary_pq"),
+    }[task]
+    assert metrics[main] == plain[main]
+    assert 0 < metrics[boundary] < 1
+
+
+# --- details ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_details_name_the_wrong_image_and_change_no_metric(task):
+    data = scenes(task)
+    details = EvaluationDetails(worst=2)
+    metrics = evaluate(Oracle(data, wrong={3}), processor_for(data), data, progress=False, details=details)
+    plain = evaluate(Oracle(data, wrong={3}), processor_for(data), data, progress=False)
+    assert set(metrics) == set(plain)
+    np.testing.assert_allclose(scalars(metrics), scalars(plain), rtol=1e-12)
+    assert [image.index for image in details.images] == [0, 1, 2, 3, 4]
+    assert [image.file_name for image in details.images] == [data.row(index)["file_name"] for index in range(5)]
+    scores = [image.score for image in details.images]
+    assert scores[3] < 0.5
+    assert scores[:3] + scores[4:] == [pytest.approx(1.0)] * 4
+    assert details.worst[0].index == 3
+    assert len(details.worst) == 2
+
+
+def test_details_are_forgotten_when_used_again():
+    data = scenes("semantic", length=2)
+    details = EvaluationDetails(worst=5)
+    for _ in range(2):
+        evaluate(Oracle(data), processor_for(data), data, progress=False, details=details)
+    assert len(details.images) == len(details.worst) == 2
+    assert details.confusion.matrix.sum() == 2 * 48 * 64
+
+
+def test_a_skipped_image_is_listed(caplog):
+    data = scenes("semantic", length=3)
+    rows = [data.row(index) for index in range(3)]
+    rows[1]["image"] = {"bytes": b"no image", "path": None}
+    data.row = lambda index: rows[index]
+    details = EvaluationDetails()
+    oracle = Oracle(data, rows=[rows[0], rows[2]])
+    with pytest.raises(ValueError, match=rows[1]["file_name"]):
+        evaluate(oracle, processor_for(data), data, progress=False)
+    oracle.next_row = 0
+    metrics = evaluate(oracle, processor_for(data), data, progress=False, on_bad_sample="skip", details=details)
+    assert metrics["skipped"] == 1
+    assert metrics["mean_iou"] == pytest.approx(1.0)
+    assert [image.note for image in details.images] == ["", "cannot be read", ""]
+    assert np.isnan(details.images[1].score)
+    assert [image.index for image in details.worst] == [0, 2]
+    with pytest.raises(ValueError, match="on_bad_sample 'ignore' is not allowed"):
+        evaluate(oracle, processor_for(data), data, on_bad_sample="ignore")
+
+
+# --- streams and shards ----------------------------------------------------------------------------------------------
+
+
+def streamed(data):
+    rows = [data.row(index) for index in range(len(data))]
+    stream = RowStream(rows, lambda raw, number, problems: raw, where="rows")
+    return SegmentationData(stream, data.label_spec, data.task, data.format)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_streamed_data_gives_the_same(limit):
+    data = scenes("panoptic")
+    stream = streamed(data)
+    first, second = EvaluationDetails(worst=2), EvaluationDetails(worst=2)
+    one = evaluate(Oracle(data), processor_for(data), data, progress=False, limit=limit, details=first)
+    oracle = Oracle(stream, rows=[data.row(index) for index in range(len(data))])
+    other = evaluate(oracle, processor_for(data), stream, progress=False, limit=limit, details=second)
+    assert one == other
+    assert first.images == second.images
+    assert oracle.next_row == (limit or 5)
+    assert [stream.row_image(image.row).shape for image in second.worst] == [(48, 64, 3)] * 2
+
+
+def test_a_stream_without_rows_is_an_error():
+    data = scenes("semantic", length=1)
+    empty = SegmentationData(RowStream([], lambda raw, number, problems: raw, "rows"), data.label_spec, "semantic", "")
+    with pytest.raises(ValueError, match="data has no images"):
+        evaluate(Oracle(data), processor_for(data), empty, progress=False)
+    with pytest.raises(ValueError, match="nothing to evaluate: data has unknown many images and limit is 0"):
+        evaluate(Oracle(data), processor_for(data), empty, progress=False, limit=0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_merged_shards_equal_one_pass(task, count):
+    data = scenes(task, length=5)
+    wrong = {1, 3}
+    details = EvaluationDetails(worst=3)
+    whole = evaluate(
+        Oracle(data, wrong=wrong), processor_for(data), data, progress=False, boundary=True, details=details
+    )
+    parts = []
+    for number in range(count):
+        oracle = Oracle(data, wrong=wrong)
+        oracle.next_row = 5 * number // count
+        parts.append(Score(task, data.label_spec, boundary=True, details=EvaluationDetails(worst=3)))
+        score_images(oracle, processor_for(data), data, parts[-1], batch_size=2, shard=(number, count))
+    assert [part.images for part in parts] == [5 * (n + 1) // count - 5 * n // count for n in range(count)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged.merge(part)
+    np.testing.assert_allclose(scalars(merged.compute()), scalars(whole), rtol=1e-14)
+    np.testing.assert_array_equal(merged.details.confusion.matrix, details.confusion.matrix)
+    assert merged.details.images == details.images
+    assert [image.index for image in merged.details.worst] == [image.index for image in details.worst]
+    assert merged.details.worst[0].segments == details.worst[0].segments
+
+
+def test_shards_of_a_stream_take_turns():
+    data = streamed(scenes("semantic", length=5))
+    rows = list(data.rows())
+    score = Score("semantic", data.label_spec)
+    oracle = Oracle(data, rows=[rows[1], rows[3]])
+    score_images(oracle, processor_for(data), data, score, shard=(1, 2))
+    assert score.images == 2
+    assert score.compute()["mean_iou"] == pytest.approx(1.0)
+
+
+def test_parts_of_different_evaluations_are_not_merged():
+    spec = scenes("semantic", length=1).label_spec
+    for other in (Score("panoptic", spec), Score("semantic", spec, boundary=True)):
+        with pytest.raises(ValueError, match="only parts of one evaluation"):
+            Score("semantic", spec).merge(other)
+    with pytest.raises(ValueError, match="only parts of one evaluation"):
+        Score("semantic", spec).merge(Score("semantic", spec, details=EvaluationDetails()))
+
+
+def scalars(metrics):
+    """All numbers of a metrics dict in a fixed order."""
+    found = []
+    for value in metrics.values():
+        if isinstance(value, dict):
+            found += scalars(value)
+        elif isinstance(value, list):
+            found += scalars(dict(enumerate(value)))
+        else:
+            found.append(value)
+    return found

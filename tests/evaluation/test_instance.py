@@ -1,12 +1,14 @@
-"""MaskAveragePrecision: hand-sized cases and parity with pycocotools on random scenes."""
+"""MaskAveragePrecision: hand-sized cases and parity with pycocotools on random scenes, also for Boundary AP."""
 
 import contextlib
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from hf_maskformer.evaluation import MaskAveragePrecision
 from hf_maskformer.model.masks import encode_rles
@@ -30,9 +32,39 @@ def actual(masks, labels, **optional):
     return {"masks": masks, "labels": np.array(labels, dtype=int), **optional}
 
 
-def coco_summary(predictions, references, num_labels):
-    """The same figures from pycocotools: its six AP numbers and AP per class."""
+def coco_code(mask):
     from pycocotools import mask as coco_mask
+
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def coco_boundary(code):
+    """The boundary of a mask as boundary-iou-api has it: the mask without what repeated erosion leaves of it."""
+    from pycocotools import mask as coco_mask
+
+    mask = coco_mask.decode(code).astype(bool)
+    width = max(1, round(0.02 * float(np.hypot(*mask.shape))))
+    return coco_code(mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width))
+
+
+def smaller_iou(evaluation, compute_iou, image_id, label):
+    """IoU of masks, or of boundaries where that is smaller and the reference is no crowd."""
+    iou = np.array(compute_iou(image_id, label))
+    annotations = evaluation._gts[image_id, label], evaluation._dts[image_id, label]
+    codes = [[annotation["segmentation"] for annotation in group] for group in annotations]
+    for annotation in (*annotations[0], *annotations[1]):
+        annotation["segmentation"] = coco_boundary(annotation["segmentation"])
+    boundary_iou = np.array(compute_iou(image_id, label))
+    for group, group_codes in zip(annotations, codes, strict=True):
+        for annotation, code in zip(group, group_codes, strict=True):
+            annotation["segmentation"] = code
+    if not iou.size:
+        return iou
+    return np.where([one["iscrowd"] for one in annotations[0]], iou, np.minimum(iou, boundary_iou))
+
+
+def coco_summary(predictions, references, num_labels, boundary=False):
+    """The same figures from pycocotools: its six AP numbers and AP per class."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -47,7 +79,7 @@ def coco_summary(predictions, references, num_labels):
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": int(reference["labels"][index]),
-                    "segmentation": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))),
+                    "segmentation": coco_code(mask),
                     "area": float(areas[index]),
                     "iscrowd": int(reference["iscrowd"][index]),
                     "bbox": [0, 0, 1, 1],
@@ -58,7 +90,7 @@ def coco_summary(predictions, references, num_labels):
                 {
                     "image_id": image_id,
                     "category_id": int(prediction["labels"][index]),
-                    "segmentation": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))),
+                    "segmentation": coco_code(mask),
                     "score": float(prediction["scores"][index]),
                 }
             )
@@ -72,6 +104,8 @@ def coco_summary(predictions, references, num_labels):
         }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+        if boundary:
+            evaluation.computeIoU = partial(smaller_iou, evaluation, evaluation.computeIoU)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -226,6 +260,87 @@ def test_empty_images():
     assert invented["map"] == -1.0
 
 
+def crowded_scene(rng):
+    """Many near copies of a few objects of one class, scores with ties: detections compete for their references."""
+    bases = [(*rng.integers(0, 40, size=2).tolist(), 20, 20) for _ in range(4)]
+    boxes = [
+        (*np.add(bases[index % 4][:2], rng.integers(-3, 4, size=2)).clip(0).tolist(), 20, 20) for index in range(30)
+    ]
+    references = box_masks(*bases, size=(64, 64))
+    iscrowd = rng.random(4) < 0.25
+    scores = rng.integers(1, 6, size=30) / 5
+    return predicted(box_masks(*boxes, size=(64, 64)), scores, [0] * 30), actual(references, [0] * 4, iscrowd=iscrowd)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_competing_detections_equal_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    predictions, references = zip(*(crowded_scene(rng) for _ in range(3)), strict=True)
+    result = MaskAveragePrecision(1).update(predictions, references).compute()
+    assert_same(result, coco_summary(predictions, references, 1))
+
+
+def test_boundary_ap_by_hand():
+    # 20 x 20 image: the boundary is round(0.1 * 28.28) = 3 wide. A square of side 16 has 256 pixels, 100 of them in
+    # the interior; the detection, one column narrower, has 240 and 90. 240 - 100 pixels are boundary in both.
+    reference = box_masks((0, 0, 16, 16), size=(20, 20))
+    detection = box_masks((0, 0, 16, 15), size=(20, 20))
+    assert 0.80 < 140 / (156 + 150 - 140) < 0.85 < 0.90 < 15 / 16 < 0.95
+    entries = [predicted(detection, [0.9], [0])], [actual(reference, [0])]
+    assert MaskAveragePrecision(1, "segm").update(*entries).compute()["map"] == pytest.approx(0.9)
+    boundary = MaskAveragePrecision(1, "boundary", dilation_ratio=0.1).update(*entries).compute()
+    assert boundary["map"] == pytest.approx(0.7)
+    assert boundary["map_small"] == boundary["map"]  # by the area of the mask
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_boundary_ap_equals_pycocotools_with_the_smaller_iou(seed):
+    rng = np.random.default_rng(seed)
+    num_labels = int(rng.integers(1, 4))
+    scenes = [random_scene(rng, num_labels, crowd=seed % 2 == 1) for _ in range(2)]
+    predictions, references = zip(*scenes, strict=True)
+    result = MaskAveragePrecision(num_labels, "boundary").update(predictions, references).compute()
+    assert_same(result, coco_summary(predictions, references, num_labels, boundary=True))
+
+
+def test_boundary_iou_is_capped_by_the_mask_iou():
+    # a ring and its filled square: hardly any difference at the outline, but half of the area
+    filled = box_masks((0, 0, 20, 20), size=(24, 24))
+    ring = filled.copy()
+    ring[0, 3:17, 3:17] = False
+    entries = [predicted(ring, [0.9], [0])], [actual(filled, [0])]
+    mask = MaskAveragePrecision(1).update(*entries).compute()
+    boundary = MaskAveragePrecision(1, "boundary").update(*entries).compute()
+    assert mask["map_50"] == pytest.approx(1.0)
+    assert boundary == mask
+
+
+def test_boundary_does_not_touch_the_crowd_rule():
+    crowd, one = box_masks((0, 0, 30, 30), (32, 32, 8, 8), size=(40, 40))
+    reference = actual(np.stack([crowd, one]), [0, 0], iscrowd=[1, 0])
+    inside = box_masks((10, 10, 6, 6), size=(40, 40))  # deep in the crowd, far from its boundary
+    detections = predicted(np.concatenate([inside, one[None]]), [0.9, 0.8], [0, 0])
+    result = MaskAveragePrecision(1, "boundary").update([detections], [reference]).compute()
+    assert result["map"] == pytest.approx(1.0)
+
+
+def test_boundary_merge_needs_the_same_settings():
+    with pytest.raises(ValueError, match=r"other\.iou_type must be 'boundary'"):
+        MaskAveragePrecision(1, "boundary").merge(MaskAveragePrecision(1))
+    with pytest.raises(ValueError, match=r"other\.dilation_ratio must be 0\.01"):
+        MaskAveragePrecision(1, "boundary", 0.01).merge(MaskAveragePrecision(1, "boundary"))
+    with pytest.raises(ValueError, match="dilation_ratio must be above 0 and at most 1, got 0"):
+        MaskAveragePrecision(1, "boundary", dilation_ratio=0)
+
+
+def test_state_is_small():
+    rng = np.random.default_rng(4)
+    predictions, references = zip(*(random_scene(rng, 2, crowd=False) for _ in range(20)), strict=True)
+    metric = MaskAveragePrecision(2).update(predictions, references)
+    count = sum(len(entry["labels"]) for entry in (*predictions, *references))
+    assert sum(part.nbytes for record in metric.records for part in record) <= 32 * count
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -234,6 +349,9 @@ def test_empty_images():
         ({"scores": np.array([0.5, 0.5])}, r"scores must have one value per label \(1\), got 2"),
         ({"scores": np.array([np.nan])}, "scores contain nan"),
         ({"masks": box_masks((0, 0, 2, 2), (0, 0, 2, 2))}, r"one mask per label \(1\), got 2"),
+        ({"masks": [{"size": [8, 8], "counts": [5]}]}, r"image 0, prediction: RLE counts cover 5 pixels"),
+        ({"masks": box_masks((0, 0, 2, 2))[0]}, r"one mask per label \(1\), got 8"),
+        ({"masks": box_masks((0, 0, 2, 2))[0][None, None]}, r"\(N, H, W\) or a list of RLE, got one of shape"),
         ({"masks": box_masks((0, 0, 2, 2), size=(4, 8))}, r"one \(height, width\), got \[\(4, 8\), \(8, 8\)\]"),
     ],
 )
@@ -244,7 +362,7 @@ def test_wrong_entries_are_refused(change, message):
 
 
 def test_unknown_iou_type_is_refused():
-    with pytest.raises(ValueError, match="iou_type must be 'segm', got 'bbox'"):
+    with pytest.raises(ValueError, match=r"iou_type must be one of \['segm', 'boundary'\], got 'bbox'"):
         MaskAveragePrecision(2, iou_type="bbox")
 
 

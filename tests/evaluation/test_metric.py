@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from hf_maskformer.evaluation import MaskAveragePrecision, MeanIoU, PanopticQuality
+from hf_maskformer.evaluation import BoundaryIoU, MaskAveragePrecision, MeanIoU, PanopticQuality, VolumeDice
 
 MAP = np.array([[0, 0], [1, 1]])
 PANOPTIC = {"segmentation": MAP + 1, "segments_info": [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]}
@@ -18,6 +18,10 @@ CASES = [
     (lambda: MeanIoU(2), MAP, "mean_iou"),
     (lambda: PanopticQuality([1], 2), PANOPTIC, "pq"),
     (lambda: MaskAveragePrecision(2), INSTANCES, "map"),
+    (lambda: PanopticQuality([1], 2, boundary=True), PANOPTIC, "pq"),
+    (lambda: MaskAveragePrecision(2, iou_type="boundary"), INSTANCES, "map"),
+    (lambda: BoundaryIoU(2), MAP, "boundary_iou"),
+    (lambda: VolumeDice(2, background=None), np.stack([MAP, MAP]), "dice"),
 ]
 
 

@@ -28,8 +28,8 @@ def counts(result, label):
     return one["true_positives"], one["false_positives"], one["false_negatives"]
 
 
-def slow_panoptic_quality(predictions, references, num_labels, thing_label_ids):
-    """The COCO panoptic evaluation pixel set by pixel set, with Python dicts."""
+def slow_panoptic_quality(predictions, references, num_labels, thing_label_ids, width=None):
+    """The COCO panoptic evaluation pixel set by pixel set, with Python dicts; Boundary PQ of that width if given."""
     stat = {label: {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0} for label in range(num_labels)}
     for prediction, reference in zip(predictions, references, strict=True):
         pixels = {"prediction": {}, "reference": {}}
@@ -48,6 +48,11 @@ def slow_panoptic_quality(predictions, references, num_labels, thing_label_ids):
                 if predicted["category_id"] != actual["category_id"] or not own & theirs:
                     continue
                 iou = len(own & theirs) / (len(own) + len(theirs) - len(own & theirs) - len(theirs & void))
+                if width is not None:
+                    shape = reference["segmentation"].shape
+                    rim, their_rim = edge(own, width, shape), edge(theirs, width, shape)
+                    common = len(rim & their_rim)
+                    iou = min(iou, common / (len(rim) + len(their_rim) - common - len(their_rim & void)))
                 if iou > 0.5:
                     stat[actual["category_id"]]["tp"] += 1
                     stat[actual["category_id"]]["iou"] += iou
@@ -90,12 +95,22 @@ def slow_panoptic_quality(predictions, references, num_labels, thing_label_ids):
     }
 
 
-def random_entry(rng, shape, num_labels, *, crowd, base=None):
+def edge(pixels, width, shape):
+    """The pixels of a set that have, at most `width` steps away, a place outside of the set or of the image."""
+    mask = np.zeros(shape, dtype=bool)
+    for place in pixels:
+        mask[place] = True
+    padded = np.pad(mask, width)
+    size = 2 * width + 1
+    return {(row, column) for row, column in pixels if not padded[row : row + size, column : column + size].all()}
+
+
+def random_entry(rng, shape, num_labels, *, crowd, base=None, side=3, copied=0.85):
     """Random blocks of ids; `base` gives a map that is partly copied, so that segments match."""
-    coarse = rng.integers(0, 8, size=(shape[0] // 3 + 1, shape[1] // 3 + 1))
-    ids = np.kron(coarse, np.ones((3, 3), dtype=np.int64))[: shape[0], : shape[1]] * 7
+    coarse = rng.integers(0, 8, size=(shape[0] // side + 1, shape[1] // side + 1))
+    ids = np.kron(coarse, np.ones((side, side), dtype=np.int64))[: shape[0], : shape[1]] * 7
     if base is not None:
-        ids = np.where(rng.random(shape) < 0.85, base, ids)
+        ids = np.where(rng.random(shape) < copied, base, ids)
     present = [int(value) for value in np.unique(ids)]
     listed = [value for value in present if rng.random() < 0.85]
     segments = [
@@ -186,6 +201,40 @@ def test_equals_the_published_algorithm(seed):
     assert [counts(result, label) for label in range(num_labels)] == expected["counts"]
     for key in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
         np.testing.assert_allclose(result[key], expected[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_boundary_quality_equals_the_published_algorithm(seed):
+    rng = np.random.default_rng(seed)
+    num_labels = int(rng.integers(1, 6))
+    shape = tuple(rng.integers(12, 30, size=2).tolist())
+    width = int(rng.integers(1, 4))
+    references = [random_entry(rng, shape, num_labels, crowd=True, side=8) for _ in range(3)]
+    predictions = [
+        random_entry(rng, shape, num_labels, crowd=False, base=reference["segmentation"], copied=0.98)
+        for reference in references
+    ]
+    expected = slow_panoptic_quality(predictions, references, num_labels, [0], width)
+    metric = PanopticQuality([0], num_labels, boundary=True, dilation_ratio=width / np.hypot(*shape))
+    result = metric.update(predictions, references).compute()
+    assert [counts(result, label) for label in range(num_labels)] == expected["counts"]
+    for key in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
+        np.testing.assert_allclose(result[key], expected[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+def test_boundary_quality_by_hand():
+    # 12 x 12 with one segment; the prediction misses its last two columns. Boundary 1 wide: 44 and 40 pixels,
+    # 32 in common: 10 above and below and the 12 of the left column, the corners once
+    reference = entry(np.ones((12, 12), dtype=int), (1, 0))
+    segmentation = np.ones((12, 12), dtype=int)
+    segmentation[:, 10:] = 0
+    prediction = entry(segmentation, (1, 0))
+    common = 10 + 10 + 12 - 2
+    metric = PanopticQuality([0], 1, boundary=True, dilation_ratio=0.05).update([prediction], [reference])
+    assert metric.compute()["sq"] == pytest.approx(common / (44 + 40 - common), abs=1e-12)
+    assert PanopticQuality([0], 1).update([prediction], [reference]).compute()["sq"] == pytest.approx(10 / 12)
+    with pytest.raises(ValueError, match=r"other\.boundary must be True"):
+        metric.merge(PanopticQuality([0], 1))
 
 
 def test_merge_is_one_pass():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_maskformer.evaluation import MeanIoU, PanopticQuality, format_table
+from hf_maskformer.evaluation import BoundaryIoU, MeanIoU, PanopticQuality, VolumeDice, format_table
 
 
 def test_semantic_table():
@@ -29,6 +29,33 @@ def test_panoptic_table_shows_absent_classes_as_absent():
     assert lines[2].split() == ["nucleus", "1.0000", "1.0000", "1.0000", "1", "0", "0", "1.0000"]
     assert lines[3].split() == ["background", "-", "-", "-", "0", "0", "0", "-"]
     assert "pq_stuff   -" in lines
+
+
+def test_boundary_figures_stand_beside_the_others():
+    labels = np.zeros((6, 6), dtype=int)
+    entry = {"segmentation": labels + 1, "segments_info": [{"id": 1, "label_id": 0}]}
+    metrics = MeanIoU(2).update([labels], [labels]).compute()
+    metrics |= BoundaryIoU(2).update([labels], [labels]).compute()
+    boundary = PanopticQuality([0], 2, boundary=True).update([entry], [entry]).compute()
+    metrics |= {"boundary_pq": boundary["pq"], "boundary_per_category": boundary["per_category"]}
+    metrics["per_category_boundary_map"] = [0.5, -1.0]
+    lines = format_table(metrics, {0: "nucleus", 1: "background"}).splitlines()
+    qualities = [f"boundary_{name}" for name in ("pq", "sq", "rq", "TP", "FP", "FN")]
+    assert lines[0].split() == ["class", "iou", "accuracy", "boundary_iou", *qualities, "boundary_map"]
+    assert lines[2].split() == ["nucleus", "1.0000", "1.0000", "1.0000", *["1.0000"] * 3, "1", "0", "0", "0.5000"]
+    assert lines[3].split() == ["background", *["-"] * 6, "0", "0", "0", "-"]
+    assert "boundary_pq       1.0000" in lines
+
+
+def test_volume_table():
+    volume = np.zeros((3, 4, 4), dtype=int)
+    volume[1, 1:3, 1:3] = 1
+    metrics = VolumeDice(3).update([volume], [volume]).compute()
+    lines = format_table(metrics, {0: "background", 1: "anterior", 2: "posterior"}).splitlines()
+    assert lines[0].split() == ["class", "dice", "hd95", "missed", "invented"]
+    assert lines[3].split()[:3] == ["anterior", "1.0000", "0.0000"]
+    assert lines[4].split()[:3] == ["posterior", "-", "-"]
+    assert any(line.split() == ["dice", "1.0000"] for line in lines)
 
 
 def test_wrong_number_of_classes_is_refused():

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
+from transformers import MaskFormerImageProcessor as OfficialProcessor
 
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
@@ -94,3 +96,27 @@ def test_path_that_does_not_exist(tmp_path):
         Predictor(tmp_path / "absent")
     with pytest.raises(ValueError, match="no-such-owner/no-such-model is no directory or Hub id that can be loaded"):
         Predictor("no-such-owner/no-such-model")
+
+
+def test_an_official_checkpoint_stores_no_task_and_no_things(tmp_path):
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    decoder = DetrConfig(d_model=32, decoder_layers=1, decoder_ffn_dim=16, decoder_attention_heads=2, num_queries=5)
+    config = MaskFormerConfig(
+        backbone_config=backbone, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3
+    )
+    MaskFormerForInstanceSegmentation(config).save_pretrained(tmp_path)
+    OfficialProcessor(size={"shortest_edge": 40, "longest_edge": 64}).save_pretrained(tmp_path)
+    model, processor = load_checkpoint(tmp_path)
+    assert not model.training
+    assert (processor.task, processor.id2label, processor.thing_label_ids) == (None, None, None)
+    assert model.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    for task in ("semantic", "instance", "panoptic"):
+        assert Predictor(tmp_path, task=task, device="cpu").task == task
+    assert Predictor(tmp_path, device="cpu").task == "panoptic"

@@ -250,3 +250,20 @@ class TestMasks:
     def test_contradictions_are_refused(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             tiny()(photo(2, 2), **arguments)
+
+    def test_masks_are_read_one_by_one(self):
+        """Something that has a length and makes each mask when it is asked for, into a padded result."""
+
+        class OnDemand:
+            def __len__(self):
+                return 3
+
+            def __iter__(self):
+                return iter([np.eye(2, 3, dtype=bool), np.zeros((2, 3), dtype=bool), np.ones((2, 3), dtype=bool)])
+
+        processor = tiny(do_pad=True, pad_size={"height": 4, "width": 5})
+        features = processor([photo(2, 3)], masks=[OnDemand()], class_labels=[[2, 1, 0]])
+        expected = torch.zeros(2, 4, 5, dtype=torch.bool)
+        expected[0, :2, :3], expected[1, :2, :3] = torch.eye(2, 3).bool(), True
+        assert torch.equal(features["mask_labels"][0], expected)
+        assert features["class_labels"][0].tolist() == [2, 0]

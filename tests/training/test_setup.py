@@ -3,10 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from hf_maskformer.data.augment import TrainAugmentation
+from hf_maskformer.data.load import load
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.training.config import TrainConfig
-from hf_maskformer.training.setup import build_model, load_splits
+from hf_maskformer.training.setup import (
+    build_augmentation,
+    build_model,
+    load_splits,
+    open_epoch,
+    training_processor,
+)
 
 
 def semantic_folder(root: Path) -> Path:
@@ -38,3 +48,56 @@ def test_bad_samples_and_the_intensity_range_reach_data_and_processor(tmp_path: 
     _, processor = build_model(config, data, None)
     assert processor.intensity_range == (0.0, 4094.0)
     assert np.all(processor(np.full((8, 8), 4094, dtype=np.uint16))["pixel_values"][0, 0, 0, 0].numpy() > 2)
+
+
+def processor(height: int = 64, width: int = 96) -> HfMaskFormerImageProcessor:
+    return HfMaskFormerImageProcessor(size={"max_height": height, "max_width": width})
+
+
+def test_without_a_name_the_augmentation_is_the_plain_one_on_the_canvas() -> None:
+    assert build_augmentation(TrainConfig(max_steps=1), processor()) == TrainAugmentation((64, 96))
+    config = TrainConfig(max_steps=1, crop_size=(32, 48), scale_range=(0.8, 1.2), color_jitter=False)
+    expected = TrainAugmentation((32, 48), (0.8, 1.2), color_jitter=False)
+    assert build_augmentation(config, processor()) == expected
+
+
+def test_fields_that_are_set_override_the_published_augmentation() -> None:
+    config = TrainConfig(
+        max_steps=1,
+        augmentation="mask2former-coco",
+        crop_size=(64, 64),
+        color_jitter=True,
+        vertical_flip_probability=0.5,
+        copy_paste_probability=0.25,
+    )
+    expected = TrainAugmentation(
+        (64, 64), (0.1, 2.0), color_jitter=True, vertical_flip_probability=0.5, copy_paste_probability=0.25
+    )
+    assert build_augmentation(config, processor()) == expected
+    config = TrainConfig(max_steps=1, augmentation="maskformer-ade20k-semantic", scale_range=(0.5, 1.0))
+    assert build_augmentation(config, processor()) == TrainAugmentation((512, 512), (0.5, 1.0))
+
+
+def test_an_augmentation_without_a_fixed_crop() -> None:
+    config = TrainConfig(max_steps=1, augmentation="maskformer-coco-panoptic", scale_range=(0.5, 1.0))
+    with pytest.raises(ValueError, match=r"'maskformer-coco-panoptic' has no crop .* scale_range cannot be \(0\.5, 1"):
+        build_augmentation(config, processor())
+    config.scale_range = None
+    augmentation = build_augmentation(config, processor())
+    padded = training_processor(processor(), augmentation.crop_size)
+    images = [np.zeros((70, 40, 3), np.uint8), np.zeros((50, 97, 3), np.uint8)]
+    assert padded(images, do_resize=False)["pixel_values"].shape == (2, 3, 96, 128)  # 70 and 97, up to 32's multiples
+
+
+def test_an_epoch_pastes_as_often_as_its_augmentation_says() -> None:
+    data = load("scenes", task="instance", length=1, image_size=64)
+    augmentation = TrainAugmentation((32, 32), copy_paste_probability=0.5)
+    assert open_epoch(data, augmentation, 0, "raise", 0).copy_paste_probability == 0.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"dataset_options": {"task": "semantic"}}, {"val_dataset_options": {"split": "x"}}]
+)
+def test_an_option_with_its_own_field_is_refused(options):
+    with pytest.raises(ValueError, match=r"dataset option (task='semantic'|split='x'): set the field"):
+        load_splits(TrainConfig(max_steps=1, **options))

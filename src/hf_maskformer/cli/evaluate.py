@@ -1,66 +1,126 @@
 """evaluate a saved model on one split of a dataset, at the images' original size
 
-hf-maskformer evaluate runs/camvid/best --dataset DIR --split val --task semantic --json metrics.json
+hf-maskformer evaluate runs/camvid/best --dataset DIR --split val --json metrics.json --report-dir report
+accelerate launch --num_processes 2 -m hf_maskformer.cli.main evaluate MODEL --dataset DIR   (shares the images)
 """
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_maskformer.cli.arguments import add_input_arguments, reader_options
+from hf_maskformer.cli.arguments import add_input_arguments, dataset_options, reader_options
 from hf_maskformer.training.config import key_values
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory or Hub id that from_pretrained reads")
-    parser.add_argument("--dataset", required=True, help="dataset folder, or 'scenes' for the built-in drawn scenes")
+    parser.add_argument(
+        "--dataset", required=True, help="dataset folder, Hub id, or 'scenes' for the built-in drawn scenes"
+    )
     parser.add_argument("--split", default="val")
-    parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="default: the model's task")
+    parser.add_argument(
+        "--task",
+        choices=["semantic", "instance", "panoptic"],
+        help="default: the model's task; of official checkpoints, which store none, the dataset's",
+    )
     parser.add_argument("--format", help="dataset format; default: found from the folder's shape")
-    parser.add_argument("--dataset-options", nargs="+", default=[], metavar="KEY=VALUE", help="options of the reader")
+    parser.add_argument(
+        "--dataset-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of the reader; a value may be a mapping, such as 'columns={image: photo}'",
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--boundary", action="store_true", help="also measure the masks' boundaries")
     parser.add_argument("--json", metavar="FILE", help="write the metrics as one JSON object")
-    parser.add_argument("--on-bad-sample", choices=["raise", "skip"], default="raise", help="for unreadable images")
+    parser.add_argument(
+        "--report-dir",
+        metavar="DIR",
+        help="write tables, the confusion matrix, a score for every image and a sheet of the worst images",
+    )
+    parser.add_argument("--worst", type=int, default=8, help="images on the sheet of the report (default: 8)")
+    parser.add_argument("--on-bad-sample", choices=["raise", "skip"], help="for unreadable images (default: raise)")
+    parser.add_argument(
+        "--ignore-class-names",
+        action="store_true",
+        help="take class k of the model for class k of the dataset although their names differ",
+    )
     add_input_arguments(parser)
 
 
 def run(arguments: Namespace) -> None:
     import torch
+    from accelerate import PartialState
 
     from hf_maskformer.data.load import load
+    from hf_maskformer.evaluation.details import EvaluationDetails
     from hf_maskformer.evaluation.evaluate import evaluate
-    from hf_maskformer.evaluation.table import format_table
     from hf_maskformer.inference.checkpoint import load_checkpoint
 
+    details = None if arguments.report_dir is None else EvaluationDetails(worst=arguments.worst)
+    given = key_values(arguments.dataset_options)
+    options, on_bad_sample = dataset_options(given, arguments.on_bad_sample)
     model, processor = load_checkpoint(arguments.model)
-    stored: dict[str, Any] = (
-        {} if processor.intensity_range is None else {"intensity_range": tuple(processor.intensity_range)}
+    if processor.intensity_range is not None:
+        options = {"intensity_range": tuple(processor.intensity_range), **options}
+    options |= reader_options(arguments)
+    task = arguments.task or processor.task
+    data = load(
+        arguments.dataset,
+        split=arguments.split,
+        task=task,
+        format=arguments.format,
+        on_bad_sample=on_bad_sample,
+        **options,
     )
-    options = {**stored, **reader_options(arguments), **key_values(arguments.dataset_options)}
-    options["on_bad_sample"] = arguments.on_bad_sample
-    task = arguments.task or model.config.task
-    data = load(arguments.dataset, split=arguments.split, task=task, format=arguments.format, **options)
+    processes = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     metrics = evaluate(
         model,
         processor,
         data,
         task=task,
         batch_size=arguments.batch_size,
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=arguments.device or processes.device,
         limit=arguments.limit,
-        on_bad_sample=arguments.on_bad_sample,
+        on_bad_sample=on_bad_sample,
+        boundary=arguments.boundary,
+        details=details,
+        ignore_class_names=arguments.ignore_class_names,
+        across_processes=processes.num_processes > 1,
     )
+    if processes.is_main_process:
+        publish(arguments, metrics, data, task or data.task, details)
+    close(processes)
+
+
+def publish(arguments: Namespace, metrics: dict[str, Any], data: Any, task: str, details: Any) -> None:
+    """Prints the table and writes the files that were asked for."""
+    from hf_maskformer.evaluation.table import format_table
+
     print(format_table(metrics, data.label_spec.id2label))
     if arguments.json:
         write_json(Path(arguments.json), metrics)
+    if details is not None:
+        from hf_maskformer.evaluation.report import write_report
+
+        write_report(arguments.report_dir, metrics, data, task, details)
+        print(f"report: {arguments.report_dir}")
+
+
+def close(processes: "PartialState") -> None:
+    """Ends the group of several processes; torch warns about one that is left open."""
+    if processes.num_processes > 1:
+        processes.destroy_process_group()
 
 
 def write_json(path: Path, metrics: dict[str, Any]) -> None:
     """One flat object; nan (a class that is absent) becomes null."""
-    from hf_maskformer.training.trackers import json_ready
+    from hf_maskformer.evaluation.json_format import write_json as write
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json_ready(metrics), indent=2) + "\n")
+    write(path, metrics)

@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from hf_maskformer.cli import evaluate, predict, presets, quickstart, train
+from hf_maskformer.cli import evaluate, inspect_dataset, predict, presets, quickstart, train
 
 VERBS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "inspect-dataset": inspect_dataset,
     "presets": presets,
     "quickstart": quickstart,
 }

@@ -4,101 +4,215 @@ Format: Lin et al., "Microsoft COCO: Common Objects in Context" (ECCV 2014), and
 """
 
 import json
-import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.sample import check_image_size
 from hf_maskformer.model.label_spec import LabelSpec
 
-logger = logging.getLogger(__name__)
+MAX_INTEGER = 2**63 - 1  # what a stored row can hold
+LISTED_VALUES = 20  # allowed ids that a message writes out
+CITYSCAPES_ENDING = "_gtFine_leftImg8bit.png"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A checked entry of a JSON's list of images."""
+
+    id: int | str
+    file_name: str
+    height: int
+    width: int
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
-    """The parsed file; ValueError names the file and what it lacks."""
+    """The parsed file; DatasetError names the file and what it lacks."""
+    if not path.is_file():
+        raise DatasetError("missing_file", path, f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DatasetError("unreadable_file", path, f"{path}: is not valid JSON (the file is empty)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not valid JSON ({error})") from error
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DatasetError("unreadable_file", path, f"{path}: is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must be an object with images, annotations and categories")
+        message = f"{path}: must be an object with images, annotations and categories"
+        raise DatasetError("broken_record", path, message)
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing:
-        raise ValueError(f"{path}: has no list {', '.join(missing)}; keys found: {', '.join(content) or 'none'}")
+        found = ", ".join(content) or "none"
+        message = f"{path}: has no list {', '.join(missing)}; keys found: {found}"
+        raise DatasetError("broken_record", path, message)
     if not content["images"]:
-        raise ValueError(f"{path}: its list of images is empty")
+        raise DatasetError("broken_record", path, f"{path}: its list of images is empty")
     return content
 
 
-def categories_to_spec(path: Path, categories: Iterable[Mapping[str, Any]], default_isthing: bool | None) -> LabelSpec:
+def image_file(folder: Path, name: str) -> Path:
+    """The file that a record names; it may not exist.
+
+    Cityscapes' own panoptic JSON says CITY_000000_000019_gtFine_leftImg8bit.png for the file
+    CITY/CITY_000000_000019_leftImg8bit.png.
+    """
+    if name.endswith(CITYSCAPES_ENDING):
+        stem = name.removesuffix(CITYSCAPES_ENDING)
+        return folder / stem.split("_")[0] / f"{stem}_leftImg8bit.png"
+    return folder / name
+
+
+def listed_files(folder: Path, records: Iterable[Any]) -> list[Path]:
+    """The files that records name, for a fingerprint; records without a name are passed over."""
+    names = [record.get("file_name") for record in records if isinstance(record, Mapping)]
+    return [image_file(folder, name) for name in names if isinstance(name, str)]
+
+
+def record_integer(path: Path, record: Mapping[str, Any], key: str, where: str, minimum: int | None = None) -> int:
+    """A whole number of a record; DatasetError if it is missing or something else."""
+    value = record.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    outside = isinstance(value, int) and not (-MAX_INTEGER if minimum is None else minimum) <= value <= MAX_INTEGER
+    if isinstance(value, bool) or not isinstance(value, int) or outside:
+        state = f"has {key} {value!r:.80}" if key in record else f"has no {key}"
+        wanted = "a whole number" if minimum is None else f"a whole number of at least {minimum}"
+        raise DatasetError("broken_record", path, f"{path}: {where} {state}, it must be {wanted}")
+    return value
+
+
+def record_flag(path: Path, record: Mapping[str, Any], key: str, where: str, default: bool | None) -> bool:
+    """0 or 1 of a record; `default` if it is missing, None makes that an error."""
+    value = record.get(key, default)
+    if value is None and key not in record:
+        raise DatasetError("broken_record", path, f"{path}: {where} has no {key} (0 or 1)")
+    if value not in (0, 1):
+        raise DatasetError("broken_record", path, f"{path}: {where} has {key} {value!r:.80}, it must be 0 or 1")
+    return bool(value)
+
+
+def categories_to_spec(
+    path: Path, categories: Sequence[Any], default_isthing: bool | None, problems: Problems | None = None
+) -> LabelSpec:
     """Labels 0..K-1 in the order of the category ids, so that all splits agree; `raw_to_label` maps those ids.
 
     Args:
         path: named in messages.
         categories: COCO records with id, name and isthing.
         default_isthing: for categories without isthing; None makes that an error.
+        problems: where a bad category is reported; it is then left out, or a stuff if only isthing is missing.
     """
-    ordered = sorted(categories, key=lambda category: int(category["id"]))
-    ids = [int(category["id"]) for category in ordered]
-    repeated = sorted({value for value in ids if ids.count(value) > 1})
-    if repeated:
-        raise ValueError(f"{path}: category id {repeated[0]} stands twice in categories")
-    things = []
-    for label, category in enumerate(ordered):
-        isthing = category.get("isthing", default_isthing)
-        if isthing is None:
-            raise ValueError(f"{path}: category {category['id']} ({category.get('name')}) has no isthing (0 or 1)")
-        if isthing:
-            things.append(label)
-    names = {label: str(category.get("name", category["id"])) for label, category in enumerate(ordered)}
+    problems = problems or Problems()
+    found: dict[int, tuple[str, bool]] = {}
+    for position, category in enumerate(categories):
+        with problems.catch(path):
+            if not isinstance(category, Mapping):
+                message = f"{path}: category {position} of the list is no object"
+                raise DatasetError("broken_record", path, message)
+            raw = record_integer(path, category, "id", f"category {position} of the list ({category.get('name')})")
+            if raw in found:
+                raise DatasetError("duplicate", path, f"{path}: category id {raw} stands twice in categories")
+            name = str(category.get("name", raw))
+            found[raw] = (name, bool(default_isthing))
+            where = f"category {raw} ({category.get('name')})"
+            found[raw] = (name, record_flag(path, category, "isthing", where, default_isthing))
+    ids = sorted(found)
+    names = {label: found[raw][0] for label, raw in enumerate(ids)}
+    things = tuple(label for label, raw in enumerate(ids) if found[raw][1])
     # A void value that can be no label: 255 as everywhere, or beyond the labels where there are more than 255.
     ignore_index = 255 if len(names) <= 255 else 65535
     raw_to_label = {raw: label for label, raw in enumerate(ids)}
-    try:
-        return LabelSpec(names, tuple(things), ignore_index=ignore_index, raw_to_label=raw_to_label)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if not names:
+        raise DatasetError("broken_record", path, f"{path}: has no category that can be used")
+    return LabelSpec(names, things, ignore_index=ignore_index, raw_to_label=raw_to_label)
 
 
 def label_of(path: Path, record: Mapping[str, Any], spec: LabelSpec, where: str) -> int:
     """Label id of an annotation or segment record."""
     assert spec.raw_to_label is not None
     raw = record.get("category_id")
-    if raw not in spec.raw_to_label:
-        allowed = sorted(spec.raw_to_label)
-        shown = ", ".join(map(str, allowed[:20])) + (", ..." if len(allowed) > 20 else "")
-        raise ValueError(f"{path}: {where} has category_id {raw}, which is not in categories, allowed: {shown}")
-    return spec.raw_to_label[raw]
+    if isinstance(raw, (int, float)) and raw in spec.raw_to_label:
+        return spec.raw_to_label[int(raw)]
+    allowed = sorted(spec.raw_to_label)
+    shown = ", ".join(map(str, allowed[:LISTED_VALUES])) + (", ..." if len(allowed) > LISTED_VALUES else "")
+    state = f"has category_id {raw!r:.80}" if "category_id" in record else "has no category_id"
+    message = f"{path}: {where} {state}, which is not in categories, allowed: {shown}"
+    raise DatasetError("unknown_label", path, message)
 
 
-def images_by_id(path: Path, images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Image records by their id; ValueError names an id that stands twice."""
-    records: dict[int, Mapping[str, Any]] = {}
-    for record in images:
-        if record["id"] in records:
-            raise ValueError(f"{path}: image id {record['id']} stands twice in images")
-        records[record["id"]] = record
-    return records
+def image_records(
+    path: Path, images: Sequence[Any], problems: Problems
+) -> tuple[dict[int | str, ImageRecord], set[int | str]]:
+    """Checked image records by their id, and the ids of those that were reported and left out.
+
+    Reported are records that lack a key or have a wrong value, and ids and files that stand twice (the first stays).
+    """
+    records: dict[int | str, ImageRecord] = {}
+    broken: set[int | str] = set()
+    files: dict[str, int | str] = {}
+    for position, record in enumerate(images):
+        with problems.catch(path):
+            if not isinstance(record, Mapping):
+                raise DatasetError("broken_record", path, f"{path}: image {position} of the list is no object")
+            image_id = record.get("id")
+            if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
+                state = f"has id {image_id!r:.80}" if "id" in record else "has no id"
+                where = f"image {position} of the list ({record.get('file_name')})"
+                raise DatasetError("broken_record", path, f"{path}: {where} {state}, it must be a number or a text")
+            if image_id in records:
+                raise DatasetError("duplicate", path, f"{path}: image id {image_id} stands twice in images")
+            broken.add(image_id)
+            checked = _image_record(path, image_id, record)
+            if checked.file_name in files:
+                first = files[checked.file_name]
+                message = f"{path}: images {first} and {image_id} both have the file_name {checked.file_name}"
+                raise DatasetError("duplicate", path, message)
+            files[checked.file_name] = image_id
+            broken.discard(image_id)
+            records[image_id] = checked
+    return records, broken
 
 
-def find_image(path: Path, folder: Path, record: Mapping[str, Any]) -> tuple[Path, int, int]:
-    """(file, height, width) of an image record, checked against the file's header."""
-    image = folder / record["file_name"]
-    if not image.is_file():
-        raise ValueError(f"{path}: image {record['id']} is {record['file_name']}, which is not in {folder}")
-    size = (int(record["height"]), int(record["width"]))
-    check_image_size(image, size, f"image {record['id']} of {path}")
-    return image, *size
+def _image_record(path: Path, image_id: int | str, record: Mapping[str, Any]) -> ImageRecord:
+    name = record.get("file_name")
+    if not isinstance(name, str) or not name:
+        state = f"has file_name {name!r:.80}" if "file_name" in record else "has no file_name"
+        raise DatasetError("broken_record", path, f"{path}: image {image_id} {state}, it must be a text")
+    where = f"image {image_id} ({name})"
+    height, width = (record_integer(path, record, key, where, minimum=1) for key in ("height", "width"))
+    return ImageRecord(image_id, name, height, width)
 
 
-def warn_unlisted(path: Path, folder: Path, images: Iterable[Mapping[str, Any]]) -> None:
-    """Logs how many files of the folder the JSON does not list: they are not used."""
-    listed = {record["file_name"] for record in images}
-    unlisted = [
-        file.name
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in listed and not file.name.startswith(".")
-    ]
-    if unlisted:
-        logger.warning("%s: %d file(s) are not listed in %s, such as %s", folder, len(unlisted), path, unlisted[0])
+def find_image(path: Path, folder: Path, record: ImageRecord) -> Path:
+    """The file of an image record, checked against the file's header."""
+    image = image_file(folder, record.file_name)
+    with problem_kind("size_mismatch", image):
+        if not os.path.isfile(image):
+            message = f"{path}: image {record.id} is {record.file_name}, which is not in {folder}"
+            raise DatasetError("missing_file", image, message)
+        check_image_size(image, (record.height, record.width), f"image {record.id} of {path}")
+    return image
+
+
+def warn_unlisted(path: Path, folder: Path, images: Iterable[Any], problems: Problems) -> None:
+    """Reports each file of the folder that the JSON does not list: it is not used."""
+    listed = {os.path.normpath(file) for file in listed_files(folder, images)}
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    for name in names:
+        if os.path.normpath(folder / name) not in listed:
+            message = f"{folder / name}: is not listed in {path}; it is not used"
+            problems.warning("unlisted_file", folder / name, message)
+
+
+def warn_repeated_ids(path: Path, annotations: Iterable[Any], problems: Problems) -> None:
+    """Reports annotation ids that stand more than once; all of them are used."""
+    ids = (annotation.get("id") for annotation in annotations if isinstance(annotation, Mapping))
+    for value, count in Counter(value for value in ids if isinstance(value, (int, str))).items():
+        if count > 1:
+            problems.warning("duplicate", path, f"{path}: annotation id {value} stands {count} times in annotations")

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hf_maskformer.data.copy_paste import choose_objects, paste_objects
 from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
+
+COPY_PASTE_STREAM = 1  # beside the item's own random numbers
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,11 @@ class TrainingDataset(Dataset[Sample]):
         seed: first part of each item's random state.
         on_bad_sample: what to do when a sample cannot be read: "raise" its ValueError, or "skip": log it and take the
             next index that can be read.
+        copy_paste_probability: how often objects of another image, augmented like this one, are pasted on it
+            (`data/copy_paste.py`). It has random numbers of its own: without it items stay what they are.
+
+    Raises:
+        ValueError: objects are to be pasted for the semantic task, whose masks are classes.
     """
 
     def __init__(
@@ -32,12 +40,21 @@ class TrainingDataset(Dataset[Sample]):
         augmentation: Callable[[Sample, np.random.Generator], Sample] | None = None,
         seed: int = 0,
         on_bad_sample: str = "raise",
+        copy_paste_probability: float = 0.0,
     ) -> None:
         check_on_bad_sample(on_bad_sample)
+        if not 0 <= copy_paste_probability <= 1:
+            raise ValueError(f"copy_paste_probability must be in 0..1, got {copy_paste_probability}")
+        if copy_paste_probability > 0 and data.task == "semantic":
+            raise ValueError(
+                f"copy_paste_probability is {copy_paste_probability}, but the task is semantic, whose masks are no "
+                "objects; it needs the task instance or panoptic"
+            )
         self.data = data
         self.augmentation = augmentation
         self.seed = seed
         self.on_bad_sample = on_bad_sample
+        self.copy_paste_probability = copy_paste_probability
         # In shared memory, so that workers which live through several epochs see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -49,7 +66,17 @@ class TrainingDataset(Dataset[Sample]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        state = [self.seed, int(self._epoch), index]
+        sample = self._augmented(index, np.random.default_rng(state))
+        if self.copy_paste_probability > 0:
+            rng = np.random.default_rng([*state, COPY_PASTE_STREAM])
+            if rng.random() < self.copy_paste_probability:
+                source = self._augmented(int(rng.integers(len(self))), rng)
+                chosen = choose_objects(source, self.data.label_spec.thing_label_ids, rng)
+                sample = paste_objects(sample, source, chosen)
+        return sample
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> Sample:
         sample = self._readable(index)
         return sample if self.augmentation is None else self.augmentation(sample, rng)
 
@@ -69,7 +96,8 @@ class TrainingDataset(Dataset[Sample]):
 class Collator:
     """Turns a list of samples into the processor's batch, with the images' names under `image_ids`.
 
-    Augmentation has already made the size, so the processor rescales, normalises and pads, but does not resize.
+    Augmentation has already made the size, so the processor rescales, normalises and pads, but does not resize. It is
+    handed the id maps, and writes each mask once, where it stays.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -80,7 +108,7 @@ class Collator:
             raise ValueError("samples is empty: a batch needs at least one image")
         batch = self.processor(
             images=[sample.image for sample in samples],
-            masks=[sample.masks for sample in samples],
+            masks=[sample.segments for sample in samples],
             class_labels=[sample.class_labels for sample in samples],
             do_resize=False,
             return_tensors="pt",

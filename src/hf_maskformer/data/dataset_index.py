@@ -2,22 +2,45 @@
 
 import hashlib
 import json
-import logging
+import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import config as datasets_config
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import InMemoryTable
 
+from hf_maskformer.data.problems import Problem, Problems
 from hf_maskformer.data.sample import FEATURES
-from hf_maskformer.model.image_conversion import UnreadableImageError
+from hf_maskformer.model.label_spec import LabelSpec
 
+INDEX_VERSION = 1
 ON_BAD_SAMPLE = ("raise", "skip")
+ROWS_PER_BATCH = 200  # rows held in memory until they are written
+ROWS_FILE, PROBLEMS_FILE = "rows.arrow", "problems.json"
 
 Source = TypeVar("Source")
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """One split of a dataset, opened but not yet read.
+
+    Attributes:
+        label_spec: what the label ids of the rows mean.
+        rows: reads the files and gives rows of `FEATURES`, reporting to the `Problems` the source was opened with.
+        fingerprint: changes with every file that is read and every option that changes a row.
+    """
+
+    label_spec: LabelSpec
+    rows: Callable[[], Iterator[dict[str, Any]]]
+    fingerprint: str
 
 
 def check_on_bad_sample(on_bad_sample: str) -> None:
@@ -26,59 +49,110 @@ def check_on_bad_sample(on_bad_sample: str) -> None:
 
 
 def files_fingerprint(reader: str, version: int, options: Mapping[str, Any], files: Iterable[Path]) -> str:
-    """Hash of the reader, its options, and the path, size and modification time of each file."""
-    digest = hashlib.sha256(json.dumps([reader, version, dict(options)], sort_keys=True, default=str).encode())
-    for file in sorted(files):
-        state = file.stat()
-        digest.update(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    """Hash of the reader, its options, and the path, size and modification time of each file that exists.
+
+    The parts of the options that are no JSON are written as text.
+    """
+    content = [INDEX_VERSION, reader, version, dict(options)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    resolved: dict[str, str] = {}  # folders: resolving each file alone would ask the disk for every part of its path
+    for name in sorted(map(str, files)):
+        folder, base = os.path.split(name)
+        if folder not in resolved:
+            resolved[folder] = os.path.realpath(folder)
+        try:
+            state = os.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        digest.update(f"{resolved[folder]}/{base}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def indexed_dataset(
-    rows: Callable[[], Iterator[dict[str, Any]]], fingerprint: str, cache_dir: str | Path | None = None
-) -> Dataset:
-    """Runs `rows` once for each fingerprint; later calls map the stored Arrow file.
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where indexes are stored; None = in the cache of `datasets`."""
+    return Path(cache_dir if cache_dir is not None else datasets_config.HF_DATASETS_CACHE) / "hf_maskformer"
 
-    `datasets` alone would hash the function and serve old rows after a file changed. A ValueError that `rows` raises
-    reaches the caller as it is, and nothing is stored.
+
+def indexed_dataset(
+    source: DatasetSource, problems: Problems, where: str | Path, cache_dir: str | Path | None = None
+) -> Dataset:
+    """Runs `source.rows` once for each fingerprint and stores the rows; later calls map the stored Arrow file.
+
+    The problems found while the rows were made are stored beside them. They are added to `problems` and logged each
+    time the index is opened. An error that `rows` raises reaches the caller as it is, and nothing is stored.
+
+    Args:
+        source: what a reader opened.
+        problems: the object the source was opened with; its mode is part of what is stored.
+        where: the dataset, for the log.
+        cache_dir: where the index is stored; None = the cache of `datasets`.
     """
+    folder = cache_folder(cache_dir) / f"{source.fingerprint}-{problems.mode}"
+    if (folder / ROWS_FILE).is_file():
+        stored = json.loads((folder / PROBLEMS_FILE).read_text(encoding="utf-8"))
+        problems.found.extend(Problem(**fields) for fields in stored)
+    else:
+        _store(source, problems, folder)
+    problems.log(where)
+    return Dataset.from_file(str(folder / ROWS_FILE))
+
+
+def _store(source: DatasetSource, problems: Problems, folder: Path) -> None:
+    """Writes the index beside its place and moves it there when it is complete, so no half of one is ever read."""
+    building = folder.with_name(f"building-{uuid.uuid4().hex}")
+    building.mkdir(parents=True)
+    before = len(problems.found)
     try:
-        return Dataset.from_generator(
-            rows, features=FEATURES, fingerprint=fingerprint, cache_dir=None if cache_dir is None else str(cache_dir)
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
+        _write_rows(source.rows(), building / ROWS_FILE)
+        stored = [asdict(problem) for problem in problems.found[before:]]
+        (building / PROBLEMS_FILE).write_text(json.dumps(stored, indent=1), encoding="utf-8")
+        if not folder.exists():  # another process may have been faster; its rows are the same
+            building.rename(folder)
+    except OSError:
+        if not (folder / ROWS_FILE).is_file():
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    with ArrowWriter(path=str(path), features=FEATURES) as writer:
+        while batch := list(islice(rows, ROWS_PER_BATCH)):
+            writer.write_table(InMemoryTable.from_pylist(batch, schema=FEATURES.arrow_schema).table)
+        writer.finalize()
 
 
 def readable_rows(
-    sources: Sequence[Source], make_row: Callable[[Source], dict[str, Any]], on_bad_sample: str, where: Path
+    sources: Sequence[Source], make_row: Callable[[Source], dict[str, Any] | None], problems: Problems, where: Path
 ) -> Iterator[dict[str, Any]]:
-    """The row of each source; with on_bad_sample "skip" those with an unreadable file are logged and left out.
+    """The row of each source, without those that `make_row` raised for where `problems` goes on, or that are None.
 
-    Other errors (unknown classes, sizes that differ) speak of the dataset and are raised in any case.
+    Args:
+        sources: what a row is made from.
+        make_row: the row; None where a problem was reported that leaves no row.
+        problems: what it does with an error of `make_row`.
+        where: the dataset, named for errors that name no file.
 
     Raises:
-        ValueError: with "skip", if no row is left; `where` names the dataset.
+        ValueError: in mode "skip", if no row is left.
     """
     left_out = 0
     for source in sources:
-        try:
+        row = None
+        with problems.catch(where):
             row = make_row(source)
-        except UnreadableImageError as error:
-            if on_bad_sample == "raise":
-                raise
-            left_out += 1
-            if left_out == len(sources):
-                raise ValueError(f"{where}: none of the {left_out} images can be read, such as {error}") from error
-            logger.warning("an image is left out: %s", error)
+        if row is not None:
+            yield row
             continue
-        yield row
-    if left_out:
-        logger.warning("%s: %d of %d images are left out", where, left_out, len(sources))
+        left_out += 1
+    if left_out and problems.mode == "skip":
+        if left_out == len(sources):
+            reason = problems.found[-1].message
+            raise ValueError(f"{where}: none of the {left_out} images can be read, such as {reason}")
+        message = f"{where}: {left_out} of {len(sources)} images are left out"
+        problems.warning("unreadable_file", where, message)
 
 
 def path_image(path: Path) -> dict[str, Any]:
     """The `image` of a row whose pixels stay in their file."""
-    return {"bytes": None, "path": str(path.resolve())}
+    return {"bytes": None, "path": os.path.abspath(path)}

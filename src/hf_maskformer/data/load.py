@@ -1,54 +1,62 @@
 """One call for every dataset: finds the format by the shape of the folder and returns rows of one schema."""
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
-from hf_maskformer.data.coco_instance import load_coco_instance
-from hf_maskformer.data.coco_panoptic import load_coco_panoptic
-from hf_maskformer.data.dataset_index import check_on_bad_sample
+from hf_maskformer.data.ade20k import ade20k_source
+from hf_maskformer.data.cityscapes import cityscapes_source
+from hf_maskformer.data.coco_instance import coco_instance_source
+from hf_maskformer.data.coco_panoptic import coco_panoptic_source
+from hf_maskformer.data.dataset_index import DatasetSource, check_on_bad_sample, indexed_dataset
+from hf_maskformer.data.formats import FOLDER_SHAPES, FORMAT_TASKS, Layout
+from hf_maskformer.data.hub import HUB_OPTIONS, load_hub
+from hf_maskformer.data.layouts import (
+    find_layouts,
+    folder_layouts,
+    holds_dataset_files,
+    list_splits,
+    sibling_layouts,
+    split_layouts,
+)
+from hf_maskformer.data.object_masks import object_masks_source
+from hf_maskformer.data.problems import Problems
 from hf_maskformer.data.sample import TASKS, check_task
 from hf_maskformer.data.scenes import load_scenes
 from hf_maskformer.data.segmentation_data import SegmentationData
-from hf_maskformer.data.semantic_maps import load_semantic_maps
-from hf_maskformer.model.label_spec import LabelSpec
+from hf_maskformer.data.semantic_maps import semantic_maps_source
+from hf_maskformer.data.yolo_seg import yolo_seg_source
 
-__all__ = ["FORMAT_TASKS", "SegmentationData", "list_splits", "load"]
+__all__ = [
+    "FOLDER_SHAPES",
+    "FORMAT_OPTIONS",
+    "FORMAT_TASKS",
+    "READERS",
+    "Layout",
+    "SegmentationData",
+    "find_layouts",
+    "list_splits",
+    "load",
+    "open_source",
+]
 
-# The tasks that each format has the truth for, the default first.
-FORMAT_TASKS: dict[str, tuple[str, ...]] = {
-    "semantic_maps": ("semantic",),
-    "coco_instance": ("instance", "semantic"),
-    "coco_panoptic": ("panoptic", "instance", "semantic"),
-    "scenes": ("panoptic", "instance", "semantic"),
-}
+# Options of every format that is read from files: where the rows are stored, and how wide images become 8-bit.
+FILE_OPTIONS = ("cache_dir", "intensity_range")
+HUB_MARKS = ("columns", "data_files")  # options that only the library `datasets` can serve
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # name or owner/name
 FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
-    "semantic_maps": ("ignore_index", "cache_dir", "intensity_range"),
-    "coco_instance": ("cache_dir", "intensity_range"),
-    "coco_panoptic": ("cache_dir", "intensity_range"),
+    "semantic_maps": ("ignore_index", "label_table", *FILE_OPTIONS),
+    "coco_instance": FILE_OPTIONS,
+    "coco_panoptic": FILE_OPTIONS,
+    "cityscapes": FILE_OPTIONS,
+    "ade20k": FILE_OPTIONS,
+    "yolo_seg": FILE_OPTIONS,
+    "object_masks": ("class_name", *FILE_OPTIONS),
+    "volumes": ("ignore_index",),
     "scenes": ("length", "seed", "image_size", "amodal"),
+    "hub": HUB_OPTIONS,
 }
-FOLDER_SHAPES = """\
-  semantic_maps: SPLIT/images/* and SPLIT/labels/*.png [and id2label.json beside the splits]
-  coco_instance: SPLIT/images/* and SPLIT/instances.json
-  coco_panoptic: SPLIT/images/*, SPLIT/panoptic.json and SPLIT/panoptic/*.png
-  standard COCO: [annotations/]panoptic_SPLIT.json and panoptic_SPLIT/*.png, or [annotations/]instances_SPLIT.json,
-                 with images in SPLIT/ or input_images/
-or the built-in "scenes"; split=None takes a folder that is itself one split"""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of one split lie, in one format."""
-
-    format: str
-    folder: Path
-    images: Path
-    annotations: Path | None = None
-    maps: Path | None = None
 
 
 def load(
@@ -62,15 +70,14 @@ def load(
     """Opens one split of a dataset.
 
     Args:
-        path_or_id: a folder, or "scenes" for the built-in scenes.
+        path_or_id: a folder, the id of a dataset on the Hub, or "scenes" for the built-in scenes.
         split: name of the split; None if the folder is itself one split.
         task: "semantic", "instance" or "panoptic"; None = what the format is made for.
-        format: one of `FORMAT_TASKS`; None = by the shape of the folder (where a split has both instances.json and
-            panoptic.json, the task decides, and panoptic is taken without a task).
+        format: one of `FORMAT_TASKS`; None = by the shape of the folder (where a split has several formats, the task
+            decides, and the one with most truth is taken without a task).
         on_bad_sample: what to do while the files are indexed and one is no readable image: "raise" a ValueError, or
             "skip": log its name and leave the row out. It is an error if no row is left. Scenes have no files.
-        **options: `FORMAT_OPTIONS` of the format: cache_dir, intensity_range=(low, high), ignore_index; for scenes
-            length, seed, image_size, amodal.
+        **options: `FORMAT_OPTIONS` of the format; with `columns` the library `datasets` reads the dataset.
 
     Raises:
         ValueError: no such folder, split, format, task or option, or a problem of the files; the message names what
@@ -82,118 +89,57 @@ def load(
     if format is not None and format not in FORMAT_TASKS:
         raise ValueError(f"format {format!r} is not known, allowed: {', '.join(FORMAT_TASKS)}")
     if str(path_or_id) == "scenes" and format in (None, "scenes"):
-        task = _task_for("scenes", task)
         _check_options("scenes", options)
-        return load_scenes(split, task, **options)
+        return load_scenes(split, _task_for("scenes", FORMAT_TASKS["scenes"], task), **options)
+    if _is_for_hub(path_or_id, format, options):
+        return load_hub(path_or_id, split, task, {**options, "on_bad_sample": on_bad_sample})
     root = Path(path_or_id)
-    layout = find_layout(root, split, task, format)
-    task = _task_for(layout.format, task)
+    layout = find_layouts(root, split, task, format)[0]
+    _check_reader(layout)
+    task = _task_for(layout.format, layout.served_tasks(), task)
+    problems = Problems("skip" if on_bad_sample == "skip" else "raise")
+    source = open_source(layout, root, options, problems)
+    dataset = indexed_dataset(source, problems, root, options.get("cache_dir"))
+    return SegmentationData(dataset, source.label_spec, task, layout.format, split, options.get("intensity_range"))
+
+
+def open_source(layout: Layout, root: Path, options: Mapping[str, Any], problems: Problems) -> DatasetSource:
+    """The reader of a layout, opened; no row is read yet.
+
+    Args:
+        layout: one of `find_layouts`; volumes are refused.
+        root: the dataset.
+        options: `FORMAT_OPTIONS` of the format; the reader takes those that change what it reads.
+        problems: where the reader reports, now and while its rows are read.
+    """
+    _check_reader(layout)
     _check_options(layout.format, options)
-    intensity_range = options.pop("intensity_range", None)
-    dataset, spec = READERS[layout.format](layout, root, {**options, "on_bad_sample": on_bad_sample})
-    return SegmentationData(dataset, spec, task, layout.format, split, intensity_range)
+    read = {name: value for name, value in options.items() if name != "intensity_range"}  # images are not read yet
+    return READERS[layout.format](layout, root, read, problems)
 
 
-def list_splits(root: str | Path) -> list[str]:
-    """Names of the splits of a dataset folder, sorted."""
-    root = Path(root)
-    folders = {entry.name for entry in root.iterdir() if (entry / "images").is_dir()}
-    return sorted(folders | set(_standard_layouts(root)))
+def _is_for_hub(path_or_id: str | Path, format: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether the library `datasets` is to read it: asked for, the shape of an id, or a folder with its files."""
+    if format is not None or set(HUB_MARKS) & set(options):
+        return format in (None, "hub")
+    root = Path(path_or_id)
+    if root.is_dir():
+        return not (split_layouts(root) or folder_layouts(root)) and holds_dataset_files(root)
+    return isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id) is not None
 
 
-def find_layout(root: Path, split: str | None, task: str | None, format: str | None) -> Layout:
-    """The layout of a split; see `load`."""
-    if not root.is_dir():
-        raise ValueError(f"dataset {str(root)!r} is not a folder; allowed: a folder of one of the shapes, or 'scenes'")
-    splits = list_splits(root)
-    name = _split_name(root, split, splits)
-    if name is None:
-        found = _plain_layouts(root)
-    else:
-        found = [*_plain_layouts(root / name), *_standard_layouts(root).get(name, [])]
-    chosen = [layout for layout in found if format in (None, layout.format)]
-    if task is not None and format is None:
-        # Only where a folder holds several formats; a single one is refused later with the tasks it has.
-        chosen = [layout for layout in chosen if FORMAT_TASKS[layout.format][0] == task] or chosen
-    if chosen:
-        return chosen[0]
-    folder = root / name if name is not None else root
-    wanted = f"format {format}" if format else "a known format"
-    raise ValueError(
-        f"{folder} does not have the shape of {wanted}: it holds {_listing(folder)}. Allowed shapes:\n{FOLDER_SHAPES}"
-    )
+def _check_reader(layout: Layout) -> None:
+    if layout.format not in READERS:
+        raise ValueError(
+            f"{layout.folder} holds volumes ({layout.images.name}/*.nii.gz): they can be inspected "
+            "(hf-maskformer inspect-dataset), but not yet trained on"
+        )
 
 
-def _split_name(root: Path, split: str | None, splits: list[str]) -> str | None:
-    """The folder or file part that stands for a split; None = the root itself."""
-    if split is None:
-        if (root / "images").is_dir() or not splits:
-            return None
-        if len(splits) == 1:
-            return splits[0]
-        raise ValueError(f"{root} has several splits, choose one with split=: {', '.join(splits)}")
-    if split in splits:
-        return split
-    dated = [name for name in splits if name.startswith(split) and name[len(split) :].isdigit()]  # train2017
-    if len(dated) == 1:
-        return dated[0]
-    if splits:
-        raise ValueError(f"{root} has no split {split!r}; splits that exist: {', '.join(splits)}")
-    hint = "; its images/ lies at the top, so pass split=None" if (root / "images").is_dir() else ""
-    raise ValueError(
-        f"{root} has no split {split!r} and no other{hint}: it holds {_listing(root)}. "
-        f"Allowed shapes:\n{FOLDER_SHAPES}"
-    )
-
-
-def _plain_layouts(folder: Path) -> list[Layout]:
-    """Formats whose parts all lie in the folder of the split; the one with most truth first."""
-    images, found = folder / "images", []
-    if not images.is_dir():
-        return []
-    if (folder / "panoptic.json").is_file() and (folder / "panoptic").is_dir():
-        found.append(Layout("coco_panoptic", folder, images, folder / "panoptic.json", folder / "panoptic"))
-    if (folder / "instances.json").is_file():
-        found.append(Layout("coco_instance", folder, images, folder / "instances.json"))
-    if (folder / "labels").is_dir():
-        found.append(Layout("semantic_maps", folder, images))
-    return found
-
-
-def _standard_layouts(root: Path) -> dict[str, list[Layout]]:
-    """Splits of a tree as cocodataset.org gives it, by name."""
-    found: dict[str, list[Layout]] = {}
-    for folder in (root / "annotations", root):
-        for annotations in sorted(folder.glob("panoptic_*.json")):
-            name = annotations.stem.removeprefix("panoptic_")
-            maps = [parent / annotations.stem for parent in (folder, root) if (parent / annotations.stem).is_dir()]
-            images = _standard_images(root, name)
-            if maps and images:
-                found.setdefault(name, []).append(Layout("coco_panoptic", root, images, annotations, maps[0]))
-        for annotations in sorted(folder.glob("instances_*.json")):
-            name = annotations.stem.removeprefix("instances_")
-            images = _standard_images(root, name)
-            if images:
-                found.setdefault(name, []).append(Layout("coco_instance", root, images, annotations))
-    return found
-
-
-def _standard_images(root: Path, name: str) -> Path | None:
-    folders = (root / name, root / "images" / name, root / "input_images")
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "nothing"
-    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    return (", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")) or "nothing"
-
-
-def _task_for(format: str, task: str | None) -> str:
+def _task_for(format: str, served: tuple[str, ...], task: str | None) -> str:
     if task is not None:
-        check_task(task, FORMAT_TASKS[format], f"format {format}")
-    return task or FORMAT_TASKS[format][0]
+        check_task(task, served, f"format {format}")
+    return task or served[0]
 
 
 def _check_options(format: str, options: Mapping[str, Any]) -> None:
@@ -204,23 +150,52 @@ def _check_options(format: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _read_semantic_maps(layout: Layout, root: Path, options: dict[str, Any]) -> tuple[Dataset, LabelSpec]:
-    return load_semantic_maps(layout.folder, root, **options)
+def _open_semantic_maps(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    folders = [sibling.maps for sibling in sibling_layouts(layout, root) if sibling.maps is not None]
+    return semantic_maps_source(
+        layout.folder, root, problems, images=layout.images, labels=layout.maps, label_folders=folders, **options
+    )
 
 
-def _read_coco_instance(layout: Layout, root: Path, options: dict[str, Any]) -> tuple[Dataset, LabelSpec]:
+def _open_coco_instance(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
     assert layout.annotations is not None
-    return load_coco_instance(layout.images, layout.annotations, **options)
+    return coco_instance_source(layout.images, layout.annotations, problems)
 
 
-def _read_coco_panoptic(layout: Layout, root: Path, options: dict[str, Any]) -> tuple[Dataset, LabelSpec]:
+def _open_coco_panoptic(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
     assert layout.annotations is not None
     assert layout.maps is not None
-    return load_coco_panoptic(layout.images, layout.annotations, layout.maps, **options)
+    return coco_panoptic_source(layout.images, layout.annotations, layout.maps, problems)
 
 
-READERS: dict[str, Callable[[Layout, Path, dict[str, Any]], tuple[Dataset, LabelSpec]]] = {
-    "semantic_maps": _read_semantic_maps,
-    "coco_instance": _read_coco_instance,
-    "coco_panoptic": _read_coco_panoptic,
+def _open_cityscapes(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    assert layout.maps is not None
+    return cityscapes_source(layout.images, layout.maps, problems)
+
+
+def _open_ade20k(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    assert layout.maps is not None
+    return ade20k_source(layout.images, layout.maps, root, problems)
+
+
+def _open_yolo_seg(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    assert layout.maps is not None
+    folders = [sibling.maps for sibling in sibling_layouts(layout, root) if sibling.maps is not None]
+    return yolo_seg_source(layout.images, layout.maps, problems, layout.annotations, folders)
+
+
+def _open_object_masks(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    folders = [(sibling.images, sibling.maps) for sibling in sibling_layouts(layout, root)]
+    own = {name: value for name, value in options.items() if name == "class_name"}
+    return object_masks_source(layout.images, layout.maps, problems, folders, **own)
+
+
+READERS: dict[str, Callable[[Layout, Path, dict[str, Any], Problems], DatasetSource]] = {
+    "semantic_maps": _open_semantic_maps,
+    "coco_instance": _open_coco_instance,
+    "coco_panoptic": _open_coco_panoptic,
+    "cityscapes": _open_cityscapes,
+    "ade20k": _open_ade20k,
+    "yolo_seg": _open_yolo_seg,
+    "object_masks": _open_object_masks,
 }

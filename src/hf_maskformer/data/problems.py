@@ -60,6 +60,22 @@ class DatasetError(ValueError):
         return type(self), (self.problem.kind, self.problem.file, self.problem.message)
 
 
+@contextmanager
+def problem_kind(kind: str, file: str | Path) -> Iterator[None]:
+    """Makes a plain ValueError raised inside a `DatasetError` of this kind and file; the message stays.
+
+    An `UnreadableImageError` becomes the kind "unreadable_file"; a `DatasetError` stays what it is.
+    """
+    try:
+        yield
+    except DatasetError:
+        raise
+    except UnreadableImageError as error:
+        raise DatasetError("unreadable_file", file, str(error)) from error
+    except ValueError as error:
+        raise DatasetError(kind, file, str(error)) from error
+
+
 class Problems:
     """Where readers report.
 
@@ -78,7 +94,7 @@ class Problems:
         self.found: list[Problem] = []
 
     def warning(self, kind: str, file: str | Path, message: str) -> None:
-        """Something that does not stop the reading in any mode; logged, unless problems are listed."""
+        """Something that does not stop the reading in any mode; `log` writes it out."""
         if kind not in PROBLEM_KINDS:
             raise KeyError(f"{kind!r} is no problem kind, allowed: {', '.join(PROBLEM_KINDS)}")
         self.found.append(Problem(kind, str(file), message))

@@ -1,6 +1,6 @@
 """One image with its segments: the stored row, the sample to train on, and how an image file is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
+from hf_maskformer.data.lazy_masks import RleSegments
 from hf_maskformer.data.segment_masks import SegmentMasks
 from hf_maskformer.model.image_conversion import (
     UnreadableImageError,
@@ -23,6 +24,7 @@ from hf_maskformer.model.masks import encode_rle
 TASKS = ("semantic", "instance", "panoptic")
 EXIF_ORIENTATION = 0x0112
 EXIF_SIDES_SWAPPED = (5, 6, 7, 8)
+PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 # Every segment keeps its own run-length code, so segments may overlap. `rle` is the COCO compressed counts string of a
 # (height, width) mask. `List` and not `Sequence`: the latter turns a list of structs into a struct of lists.
@@ -52,7 +54,7 @@ class Sample:
 
     Attributes:
         image: (H, W, 3) uint8.
-        segments: the N masks; `masks` is their (N, H, W) bool form, made on each access.
+        segments: the N masks, perhaps not decoded yet; `masks` is their (N, H, W) bool form, made on each access.
         class_labels: (N,) int64.
         iscrowd: (N,) bool.
         image_id: name of the image in its dataset.
@@ -88,6 +90,18 @@ class Sample:
     @property
     def masks(self) -> np.ndarray:
         return self.segments.dense()
+
+    def with_masks(self, image: np.ndarray, masks: SegmentMasks) -> "Sample":
+        """This sample after a change of its pixels; masks that are left without a pixel are removed."""
+        keep = masks.areas() > 0
+        return Sample(
+            image=image,
+            masks=masks if keep.all() else masks.select(keep),
+            class_labels=self.class_labels[keep],
+            iscrowd=self.iscrowd[keep],
+            image_id=self.image_id,
+            file_name=self.file_name,
+        )
 
 
 def read_image(path: str | Path, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
@@ -154,13 +168,23 @@ def _stored_size(path: str | Path) -> tuple[tuple[int, int], bool]:
     try:
         with PILImage.open(path) as image:
             check_channel_depth(image, str(path))
-            return image.size, image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDES_SWAPPED
+            return image.size, sides_are_swapped(image, Path(path).read_bytes)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image file") from None
     except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
         raise UnreadableImageError(
             f"{path}: cannot be read as an image, it is damaged or cut off ({error})"
         ) from error
+
+
+def sides_are_swapped(image: PILImage.Image, content: Callable[[], bytes]) -> bool:
+    """Whether the EXIF orientation turns an opened image by 90 degrees; `content` gives the bytes of its file."""
+    # PIL decodes a whole PNG to look for its EXIF data, which hardly any has.
+    if image.format == "PNG":
+        text = content()
+        if not any(mark in text for mark in PNG_EXIF_MARKS):
+            return False
+    return image.getexif().get(EXIF_ORIENTATION) in EXIF_SIDES_SWAPPED
 
 
 def make_segment(segment_id: int, label_id: int, mask: np.ndarray, iscrowd: bool = False) -> dict[str, Any]:
@@ -180,9 +204,8 @@ def make_segment(segment_id: int, label_id: int, mask: np.ndarray, iscrowd: bool
 
 
 def segment_masks(row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> SegmentMasks:
-    """Decodes some of a row's segments at the row's size."""
-    size = (row["height"], row["width"])
-    return SegmentMasks.from_rles([{"size": list(size), "counts": segment["rle"]} for segment in segments], size)
+    """Some of a row's segments at the row's size; their codes are read now, their pixels when they are needed."""
+    return RleSegments.from_codes([segment["rle"] for segment in segments], (row["height"], row["width"]))
 
 
 def targets_for_task(
@@ -199,7 +222,7 @@ def targets_for_task(
 
 
 def task_segments(row: Mapping[str, Any], task: str, label_spec: LabelSpec) -> tuple[SegmentMasks, np.ndarray]:
-    """As `targets_for_task` with the masks still as an id map where they allow it."""
+    """As `targets_for_task` with the masks not decoded yet."""
     segments = row["segments"]
     labels = np.array([segment["label_id"] for segment in segments], dtype=np.int64)
     crowd = np.array([segment["iscrowd"] for segment in segments], dtype=bool)

@@ -1,22 +1,26 @@
 """A loaded dataset: its rows, the samples to train on and the references to be measured against."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_maskformer.data.row_stream import RowStream
 from hf_maskformer.data.sample import Sample, image_to_rgb, read_image, segment_masks, task_segments
 from hf_maskformer.model.image_conversion import open_image
 from hf_maskformer.model.label_spec import LabelSpec
 
 
 class SegmentationData:
-    """One split of a dataset for one task.
+    """One split of a dataset for one task: by number, or streamed from first to last.
+
+    `row`, `image`, `sample`, `reference` and `len` need the number of an image; streamed data has none and raises
+    TypeError there. `rows`, `samples` and `samples_with_references` go through both kinds.
 
     Attributes:
-        dataset: rows of `FEATURES`; images are not decoded.
+        dataset: rows of `FEATURES`; images are not decoded. Streamed: an iterable of such rows.
         label_spec: what the label ids mean.
         task: "semantic", "instance" or "panoptic".
         format: the reader's name, such as "coco_panoptic".
@@ -40,22 +44,32 @@ class SegmentationData:
         self.split = split
         self.intensity_range = intensity_range
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the rows are read from first to last, without a number."""
+        return isinstance(self.dataset, RowStream)
+
     def __len__(self) -> int:
+        self._check_numbered("len(data)")
         return len(self.dataset)
+
+    def __bool__(self) -> bool:
+        return self.streaming or len(self) > 0
 
     def __repr__(self) -> str:
         return (
             f"SegmentationData(format={self.format!r}, split={self.split!r}, task={self.task!r}, "
-            f"images={len(self)}, labels={self.label_spec.num_labels})"
+            f"images={'streamed' if self.streaming else len(self)}, labels={self.label_spec.num_labels})"
         )
 
     def row(self, index: int) -> dict[str, Any]:
         """The stored row; `segments` holds run-length codes."""
+        self._check_numbered("a row by its number")
         return dict(self.dataset[index])
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return self._read_image(self.row(index))
+        return self.row_image(self.row(index))
 
     def sample(self, index: int) -> Sample:
         """The image with the masks of this task, at original size.
@@ -63,27 +77,32 @@ class SegmentationData:
         Raises:
             ValueError: the image cannot be read or is not of the size it had when the dataset was indexed.
         """
-        row = self.row(index)
-        image = self._read_image(row)
-        masks, class_labels = task_segments(row, self.task, self.label_spec)
-        return Sample(image, masks, class_labels, image_id=row["image_id"], file_name=row["file_name"])
+        return self.row_sample(self.row(index))
 
     def reference(self, index: int) -> Any:
-        """What the metric of this task is given, at original size.
+        """What the metric of this task is given for one image; see `row_reference`."""
+        return self.row_reference(self.row(index))
 
-        - semantic: (H, W) int64 labels, `ignore_index` where no segment is; where some overlap the smallest wins;
-        - panoptic: {"segmentation": (H, W) int32 segment ids, 0 = void, "segments_info": [{id, label_id, iscrowd,
-          area}]};
-        - instance: {"masks": list of N RLE dicts, "labels": (N,), "iscrowd": (N,), "area": (N,)}, crowds included.
-        """
-        row = self.row(index)
-        if self.task == "semantic":
-            return semantic_reference(row, self.label_spec)
-        if self.task == "panoptic":
-            return panoptic_reference(row)
-        return instance_reference(row, self.label_spec)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows in order; streamed data is read anew each time and nothing of it is kept."""
+        if self.streaming:
+            yield from self.dataset
+        else:
+            for index in range(len(self)):
+                yield self.row(index)
 
-    def _read_image(self, row: dict[str, Any]) -> np.ndarray:
+    def samples(self) -> Iterator[Sample]:
+        """All samples in order; ValueError as `sample`."""
+        for row in self.rows():
+            yield self.row_sample(row)
+
+    def samples_with_references(self) -> Iterator[tuple[Sample, Any]]:
+        """All samples in order, each with what `reference` gives for it."""
+        for row in self.rows():
+            yield self.row_sample(row), self.row_reference(row)
+
+    def row_image(self, row: Mapping[str, Any]) -> np.ndarray:
+        """(H, W, 3) uint8 image of a row; ValueError if it cannot be read or is of another size than its row says."""
         stored = row["image"]
         if stored["bytes"] is not None:
             file = open_image(io.BytesIO(stored["bytes"]), row["file_name"])
@@ -97,15 +116,42 @@ class SegmentationData:
             )
         return image
 
+    def row_sample(self, row: Mapping[str, Any]) -> Sample:
+        """The image of a row with the masks of this task."""
+        image = self.row_image(row)
+        masks, class_labels = task_segments(row, self.task, self.label_spec)
+        return Sample(image, masks, class_labels, image_id=row["image_id"], file_name=row["file_name"])
 
-def semantic_reference(row: dict[str, Any], label_spec: LabelSpec) -> np.ndarray:
+    def row_reference(self, row: Mapping[str, Any]) -> Any:
+        """What the metric of this task is given, at original size.
+
+        - semantic: (H, W) int64 labels, `ignore_index` where no segment is; where some overlap the smallest wins;
+        - panoptic: {"segmentation": (H, W) int32 segment ids, 0 = void, "segments_info": [{id, label_id, iscrowd,
+          area}]};
+        - instance: {"masks": list of N RLE dicts, "labels": (N,), "iscrowd": (N,), "area": (N,)}, crowds included.
+        """
+        if self.task == "semantic":
+            return semantic_reference(row, self.label_spec)
+        if self.task == "panoptic":
+            return panoptic_reference(row)
+        return instance_reference(row, self.label_spec)
+
+    def _check_numbered(self, wanted: str) -> None:
+        if self.streaming:
+            raise TypeError(
+                f"the data is streamed, so there is no {wanted}: go through it with data.rows() or data.samples(), "
+                "or load it without streaming"
+            )
+
+
+def semantic_reference(row: Mapping[str, Any], label_spec: LabelSpec) -> np.ndarray:
     """(H, W) int64 label map of a row."""
     segments = sorted(row["segments"], key=lambda segment: -segment["area"])
     labels = np.array([label_spec.ignore_index, *(segment["label_id"] for segment in segments)], dtype=np.int64)
     return labels[segment_masks(row, segments).top_map()]
 
 
-def panoptic_reference(row: dict[str, Any]) -> dict[str, Any]:
+def panoptic_reference(row: Mapping[str, Any]) -> dict[str, Any]:
     """Id map and segments of a row, with the dataset's own segment ids."""
     segments = sorted(row["segments"], key=lambda segment: -segment["area"])
     ids = np.array([0, *(segment["id"] for segment in segments)], dtype=np.int32)
@@ -113,7 +159,7 @@ def panoptic_reference(row: dict[str, Any]) -> dict[str, Any]:
     return {"segmentation": ids[segment_masks(row, segments).top_map()], "segments_info": info}
 
 
-def instance_reference(row: dict[str, Any], label_spec: LabelSpec) -> dict[str, Any]:
+def instance_reference(row: Mapping[str, Any], label_spec: LabelSpec) -> dict[str, Any]:
     """Whole masks of the things of a row; overlap and crowds are kept."""
     things: Sequence[dict[str, Any]] = [s for s in row["segments"] if s["label_id"] in label_spec.thing_label_ids]
     return {

@@ -1,192 +1,278 @@
-"""Semantic maps: SPLIT/images/* with SPLIT/labels/*.png of the same name, and id2label.json beside the splits.
+"""Semantic maps: SPLIT/images/* with SPLIT/labels/* of the same name, and a table of the labels beside the splits.
 
-The pixel value of a label PNG is the label id (in a palette PNG the index, never the colour); `ignore_index` marks
-pixels without a label.
+The pixel value of a label file is the label id, or what `label_table` or id2label.json say that it means; in a palette
+PNG the index counts, unless the table holds colours. `ignore_index` marks pixels without a label.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from functools import partial
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from PIL import Image as PILImage
 
-from hf_maskformer.data.dataset_index import files_fingerprint, indexed_dataset, path_image, readable_rows
-from hf_maskformer.data.sample import check_image_size, make_segment
-from hf_maskformer.model.image_conversion import UnreadableImageError
+from hf_maskformer.data.dataset_index import DatasetSource, cache_folder, files_fingerprint, path_image, readable_rows
+from hf_maskformer.data.label_files import (
+    LABEL_SUFFIXES,
+    LOSSY_SUFFIXES,
+    read_label_map,
+    read_labels,
+    unknown_values,
+)
+from hf_maskformer.data.label_table import LabelTable, find_label_table, read_label_table
+from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
+from hf_maskformer.data.sample import check_image_size
 from hf_maskformer.model.label_spec import LabelSpec
+from hf_maskformer.model.masks import id_map_to_runs
 
-READER_VERSION = 1
+READER_VERSION = 2
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-PNG_GREYSCALE = 0
-PNG_BIT_DEPTH_BYTE, PNG_COLOUR_TYPE_BYTE = 24, 25  # in the IHDR chunk, which is always first
+LISTED_VALUES = 20
+
+__all__ = ["IMAGE_SUFFIXES", "read_id2label", "read_label_map", "semantic_maps_source", "semantic_row"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_semantic_maps(
+def semantic_maps_source(
     folder: Path,
     root: Path,
+    problems: Problems,
     ignore_index: int = 255,
+    label_table: str | Path | Mapping[Any, str | None] | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    label_folders: Sequence[Path] | None = None,
     cache_dir: str | Path | None = None,
-    on_bad_sample: str = "raise",
-) -> tuple[Dataset, LabelSpec]:
-    """Reads every label PNG of `folder` once and returns the rows and the labels.
+) -> DatasetSource:
+    """Opens one split of label maps.
+
+    Without `label_table` the table that lies in `root` is taken (see `label_table.find_label_table`), then
+    id2label.json. Without any the labels are those found in all splits; they must then be 0..K-1 without a gap.
 
     Args:
         folder: holds images/ and labels/.
-        root: holds id2label.json. Without that file the labels are those found in all splits under it; they must then
-            be 0..K-1 without a gap.
+        root: where tables are looked for.
+        problems: is told of missing partners, values and colours without a label, sizes that differ, unreadable files,
+            two files of one name, and files that are no images.
         ignore_index: pixel value without a label.
-        cache_dir: where the rows are stored; None = the cache of `datasets`.
-        on_bad_sample: "raise" for an unreadable file, or "skip": log it and leave the row out.
+        label_table: a file or dict that says which class each value or colour means.
+        images: folder of the images; None = images/ in `folder`.
+        labels: folder of the label files; None = labels/ in `folder`.
+        label_folders: label files of all splits, to infer labels from; None = the labels/ of all folders in `root`.
+        cache_dir: where inferred labels are stored; None = the cache of `datasets`.
 
     Raises:
-        ValueError: a missing partner, a value that is no label, sizes that differ, an unreadable file; the message
-            names the files and the value.
+        DatasetError: a folder without files, a table that cannot be read.
     """
-    names_file = root / "id2label.json"
-    spec = read_id2label(names_file, ignore_index) if names_file.is_file() else None
-    index = partial(_index, spec=spec, ignore_index=ignore_index, cache_dir=cache_dir, on_bad_sample=on_bad_sample)
-    dataset = index(folder)
-    if spec is None:
-        spec = _infer_labels(folder, root, dataset, ignore_index, index)
-    return dataset, spec
-
-
-def read_id2label(path: Path, ignore_index: int) -> LabelSpec:
-    """Labels of an id2label.json: {"0": "road", "1": "car"}."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not valid JSON ({error})") from error
-    if not isinstance(names, dict) or not all(key.isdigit() for key in names):
-        raise ValueError(f'{path}: must be an object that names each label id, such as {{"0": "road", "1": "car"}}')
-    try:
-        return LabelSpec(id2label={int(key): str(name) for key, name in names.items()}, ignore_index=ignore_index)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def pair_files(folder: Path) -> list[tuple[Path, Path]]:
-    """(image, label) paths of one split, sorted by name; ValueError names those without a partner."""
-    images, labels = _by_stem(folder / "images", IMAGE_SUFFIXES), _by_stem(folder / "labels", (".png",))
-    for have, lack, kind, where in ((images, labels, "image", "labels"), (labels, images, "label", "images")):
-        missing = [path.name for stem, path in have.items() if stem not in lack]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} {kind} file(s) of {folder} have no partner of the same name in {where}/: "
-                + ", ".join(missing[:5])
-                + (", ..." if len(missing) > 5 else "")
-            )
-    return [(images[stem], labels[stem]) for stem in images]
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    others = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() not in suffixes:
-            others.append(path.name)
-        elif path.stem in files:
-            raise ValueError(f"{folder} holds {files[path.stem].name} and {path.name}: one name, two files")
-        else:
-            files[path.stem] = path
-    if not files:
-        found = f"found {len(others)} other file(s) such as {others[0]}" if others else "it is empty"
-        raise ValueError(f"{folder} holds no file that ends with {', '.join(suffixes)}; {found}")
-    return files
-
-
-def read_label_map(path: Path) -> np.ndarray:
-    """(H, W) integer labels of a label PNG; ValueError names a file that is damaged or of a colour mode."""
-    try:
-        with PILImage.open(path) as image:
-            image.load()
-            mode, values = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"{path}: cannot be read as an image, it is damaged or cut off ({error})"
-        ) from error
-    if mode not in LABEL_MODES:
-        raise ValueError(
-            f"{path}: label map of mode {mode} ({values.shape[-1]} channels); colours do not say which label "
-            f"is meant. Write one channel with the label ids (modes {', '.join(LABEL_MODES[:5])})"
-        )
-    if mode == "L":
-        return values // _grey_step(path)
-    return values.astype(np.uint8) if mode == "1" else values
-
-
-def _grey_step(path: Path) -> int:
-    """PIL stretches the values of 2 and 4-bit greyscale PNG to 0..255; this is the factor to take out again."""
-    with path.open("rb") as file:
-        header = file.read(PNG_COLOUR_TYPE_BYTE + 1)
-    if header[:4] != b"\x89PNG" or header[PNG_COLOUR_TYPE_BYTE] != PNG_GREYSCALE:
-        return 1
-    return {2: 85, 4: 17}.get(header[PNG_BIT_DEPTH_BYTE], 1)
-
-
-def _index(
-    folder: Path, spec: LabelSpec | None, ignore_index: int, cache_dir: str | Path | None, on_bad_sample: str
-) -> Dataset:
-    pairs = pair_files(folder)
-    labels = None if spec is None else spec.to_dict()
-    options = {"ignore_index": ignore_index, "labels": labels, "on_bad_sample": on_bad_sample}
-    fingerprint = files_fingerprint(
-        "semantic_maps", READER_VERSION, options, [path for pair in pairs for path in pair]
-    )
+    images, labels = images or folder / "images", labels or folder / "labels"
+    image_files, label_files = _Files(images, IMAGE_SUFFIXES), _Files(labels, LABEL_SUFFIXES)
+    folders = [labels, *(label_folders or sorted(root.glob("*/labels")))]
+    table = _find_table(root, ignore_index, label_table, folders, problems, cache_dir)
+    pairs = [
+        (path, label_files.by_stem[stem]) for stem, path in image_files.by_stem.items() if stem in label_files.by_stem
+    ]
+    options = {"labels": table.label_spec.to_dict(), "colour": table.is_colour}
+    files = [*image_files.all, *label_files.all]
 
     def rows() -> Iterator[dict[str, Any]]:
-        return readable_rows(pairs, lambda pair: _row(*pair, folder, spec, ignore_index), on_bad_sample, where=folder)
+        image_files.report(label_files, "image", problems)
+        label_files.report(image_files, "label", problems)
+        yield from readable_rows(
+            pairs, lambda pair: semantic_row(*pair, table, problems, images.parent.parent), problems, where=folder
+        )
 
-    return indexed_dataset(rows, fingerprint, cache_dir)
+    return DatasetSource(table.label_spec, rows, files_fingerprint("semantic_maps", READER_VERSION, options, files))
 
 
-def _row(image: Path, label: Path, folder: Path, spec: LabelSpec | None, ignore_index: int) -> dict[str, Any]:
-    labels = read_label_map(label)
+def semantic_row(
+    image: Path, label: Path, table: LabelTable, problems: Problems, root: Path | None = None
+) -> dict[str, Any]:
+    """The row of an image and its label file: one segment for each class, with the id label + 1.
+
+    Values and colours that the table lacks are reported; where reading goes on they are void.
+
+    Args:
+        image: only its header is read.
+        label: the label file.
+        table: what its values mean; `LabelTable(label_spec)` if they are label ids.
+        problems: where to report.
+        root: what `file_name` is relative to; None = the folder that holds the image's folder.
+    """
+    with problem_kind("unreadable_file", label):
+        labels, unknown = read_labels(label, table)
     height, width = labels.shape
-    check_image_size(image, (height, width), str(label))
-    if spec is not None:
-        spec.check_semantic_map(labels, str(label))
-    labels = np.asfortranarray(labels)  # run-length codes go down the columns
-    found = np.flatnonzero(np.bincount(labels.reshape(-1, order="F")))
+    with problem_kind("size_mismatch", image):
+        check_image_size(image, (height, width), str(label))
+    if unknown:
+        with problems.catch(label):
+            if table.label_spec.raw_to_label is not None:
+                raise unknown_values(label, table, unknown)
+            with problem_kind("unknown_label", label):
+                found = np.unique(labels[labels != table.label_spec.ignore_index])
+                table.label_spec.check_semantic_map(np.array([*found, *unknown]), str(label))
+    present = [int(value) for value in np.unique(labels) if value != table.label_spec.ignore_index]
+    runs = id_map_to_runs(labels, present)
+    texts, areas, boxes = runs.rles(), runs.areas().tolist(), runs.boxes().tolist()
     return {
         "image": path_image(image),
         "image_id": image.stem,
         "height": height,
         "width": width,
-        "file_name": image.relative_to(folder.parent).as_posix(),
+        "file_name": image.relative_to(root or image.parent.parent).as_posix(),
         "segments": [
-            make_segment(int(value) + 1, int(value), labels == value)  # segment id 0 would be void
-            for value in found
-            if value != ignore_index
+            {
+                "id": value + 1,  # segment id 0 would be void
+                "label_id": value,
+                "iscrowd": False,
+                "area": float(area),
+                "bbox": box,
+                "rle": code["counts"],
+            }
+            for value, code, area, box in zip(present, texts, areas, boxes, strict=True)
         ],
     }
 
 
-def _infer_labels(
-    folder: Path, root: Path, dataset: Dataset, ignore_index: int, index: Callable[[Path], Dataset]
-) -> LabelSpec:
-    """Labels found in all splits, so that train and val agree on their number."""
-    others = [path.parent for path in sorted(root.glob("*/labels")) if path.parent.resolve() != folder.resolve()]
-    found: set[int] = set()
-    for rows in [dataset, *map(index, others)]:
-        for segments in rows.with_format(None)["segments"]:
-            found.update(segment["label_id"] for segment in segments)
-    values = sorted(found)
+def read_id2label(path: Path, ignore_index: int) -> LabelSpec:
+    """Labels of an id2label.json: {"0": "road", "1": "car"}."""
+    with problem_kind("broken_record", path):
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: is not valid JSON ({error})") from error
+        if not isinstance(names, dict) or not all(key.isdigit() for key in names):
+            example = '{"0": "road", "1": "car"}'
+            raise ValueError(f"{path}: must be an object that names each label id, such as {example}")
+        try:
+            return LabelSpec({int(key): str(name) for key, name in names.items()}, ignore_index=ignore_index)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+class _Files:
+    """The files of a folder by their name without suffix, and what is wrong with them.
+
+    Raises:
+        DatasetError: there is no file with one of the suffixes.
+    """
+
+    def __init__(self, folder: Path, suffixes: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.by_stem: dict[str, Path] = {}
+        self.repeated: list[Path] = []
+        self.others: list[Path] = []
+        self.lossy: list[Path] = []
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.name.startswith("."):
+                continue
+            suffix = path.suffix.lower()
+            if suffix not in suffixes:
+                (self.lossy if suffix in LOSSY_SUFFIXES else self.others).append(path)
+            elif path.stem in self.by_stem:
+                self.repeated.append(path)
+            else:
+                self.by_stem[path.stem] = path
+        self.all = [*self.by_stem.values(), *self.repeated, *self.others, *self.lossy]
+        if self.lossy and not self.by_stem:
+            raise self._lossy_error(self.lossy[0])
+        if not self.by_stem:
+            found = (
+                f"found {len(self.others)} other file(s) such as {self.others[0].name}"
+                if self.others
+                else "it is empty"
+            )
+            message = f"{folder} holds no file that ends with {', '.join(suffixes)}; {found}"
+            raise DatasetError("missing_file", folder, message)
+
+    def __contains__(self, stem: object) -> bool:
+        """Whether there is a file of this name, readable or not."""
+        return stem in self.by_stem or any(path.stem == stem for path in self.lossy)
+
+    def report(self, others: "_Files", kind: str, problems: Problems) -> None:
+        """Files without a partner among `others`, of one name, of a lossy form (errors), and of other kinds."""
+        for path in self.repeated:
+            with problems.catch(path):
+                first = self.by_stem[path.stem].name
+                message = f"{self.folder} holds {first} and {path.name}: one name, two files"
+                raise DatasetError("duplicate", path, message)
+        for path in self.lossy:
+            with problems.catch(path):
+                raise self._lossy_error(path)
+        missing = [path for stem, path in self.by_stem.items() if stem not in others]
+        for path in missing:
+            with problems.catch(path):
+                message = (
+                    f"{path}: has no partner of the same name in {others.folder} "
+                    f"({len(missing)} {kind} file(s) lack one)"
+                )
+                raise DatasetError("missing_file", path, message)
+        for path in self.others:
+            problems.warning("unlisted_file", path, f"{path}: is no {kind} file and is not used")
+
+    def _lossy_error(self, path: Path) -> DatasetError:
+        message = (
+            f"{path}: {path.suffix} files change the values of pixels, so a label map in one cannot be read "
+            f"exactly; allowed: {', '.join(LABEL_SUFFIXES)}"
+        )
+        return DatasetError("unknown_label", path, message)
+
+
+def _find_table(
+    root: Path,
+    ignore_index: int,
+    label_table: str | Path | Mapping[Any, str | None] | None,
+    folders: Sequence[Path],
+    problems: Problems,
+    cache_dir: str | Path | None,
+) -> LabelTable:
+    chosen = label_table if label_table is not None else find_label_table(root)
+    if chosen is not None:
+        return read_label_table(chosen, ignore_index)
+    names_file = root / "id2label.json"
+    if names_file.is_file():
+        return LabelTable(read_id2label(names_file, ignore_index), source=str(names_file))
+    values = sorted({value for folder in folders for value in _values_of(folder, ignore_index, cache_dir)})
     if values != list(range(len(values))) or not values:
         hint = "; they look 1-based: subtract 1" if values and values[0] == 1 else ""
-        raise ValueError(
-            f"{root} has no id2label.json and the labels found, {values[:20]}, are not 0..K-1 without a gap{hint}. "
-            f'Write {root / "id2label.json"} ({{"0": "name", ...}}) or choose ignore_index (now {ignore_index})'
-        )
+        with problems.catch(root):
+            message = (
+                f"{root} has no id2label.json and the labels found, {values[:LISTED_VALUES]}, are not 0..K-1 without "
+                f'a gap{hint}. Write {root / "label_table.json"} ({{"value": "name", ...}}, null for void) or choose '
+                f"ignore_index (now {ignore_index})"
+            )
+            raise DatasetError("unknown_label", root, message)
+        names: dict[int | str, str | None] = {value: f"label_{value}" for value in values}
+        return read_label_table(names or {0: "label_0"}, ignore_index)
     logger.warning("%s has no id2label.json: labels 0..%d are taken from the label maps", root, len(values) - 1)
-    return LabelSpec(id2label={value: f"label_{value}" for value in values}, ignore_index=ignore_index)
+    spec = LabelSpec({value: f"label_{value}" for value in values}, ignore_index=ignore_index)
+    return LabelTable(spec, source="the label maps")
+
+
+def _values_of(folder: Path, ignore_index: int, cache_dir: str | Path | None) -> list[int]:
+    """Values found in the label maps of a folder, kept on disk until a file changes.
+
+    Files that cannot be read add none: they are reported when their own split is read.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in LABEL_SUFFIXES]
+    fingerprint = files_fingerprint("label_values", READER_VERSION, {"ignore_index": ignore_index}, files)
+    stored = cache_folder(cache_dir) / f"{fingerprint}-values.json"
+    if stored.is_file():
+        return [int(value) for value in json.loads(stored.read_text(encoding="utf-8"))]
+    found: set[int] = set()
+    errors = []
+    for path in files:
+        try:
+            found.update(np.unique(read_label_map(path)).tolist())
+        except ValueError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    values = sorted(found - {ignore_index})
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    building = stored.with_name(f"{stored.name}.{uuid.uuid4().hex}")
+    building.write_text(json.dumps(values), encoding="utf-8")
+    building.replace(stored)
+    return values

@@ -2,32 +2,26 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from tqdm.auto import tqdm
 
 from hf_maskformer.data.dataset_index import check_on_bad_sample
-from hf_maskformer.data.segmentation_data import SegmentationData, panoptic_reference, semantic_reference
-from hf_maskformer.evaluation.instance import MaskAveragePrecision
-from hf_maskformer.evaluation.panoptic import PanopticQuality
-from hf_maskformer.evaluation.semantic import MeanIoU
+from hf_maskformer.data.segmentation_data import SegmentationData
+from hf_maskformer.evaluation.class_agreement import check_class_names
+from hf_maskformer.evaluation.details import EvaluationDetails
+from hf_maskformer.evaluation.scorers import SCORERS, Row, Scorer
 from hf_maskformer.model.label_spec import LabelSpec
-from hf_maskformer.model.postprocess import instance_candidates, logits_per_image
-from hf_maskformer.visualize import fill_segments
 
-# AP ranks all detections by score; a score threshold would only cut off the tail of its curve.
-AP_SCORE_THRESHOLD = 0.0
-VOID_LABEL = -1  # class of the pixels of a merged panoptic map that no segment holds
-AP_SUMMARY = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+ALL_IMAGES = (0, 1)  # one shard of one
 
 logger = logging.getLogger(__name__)
-
-Sizes = Sequence[tuple[int, int]]
-Row = dict[str, Any]
 
 
 def evaluate(
@@ -40,6 +34,11 @@ def evaluate(
     progress: bool = True,
     limit: int | None = None,
     on_bad_sample: str = "raise",
+    *,
+    boundary: bool = False,
+    details: EvaluationDetails | None = None,
+    ignore_class_names: bool = False,
+    across_processes: bool = False,
 ) -> dict[str, Any]:
     """Metrics of `model` on `data`.
 
@@ -48,178 +47,190 @@ def evaluate(
     is put back, also after an error. Instances are ranked by score without a score threshold; semantic and panoptic
     results use the processor's stored thresholds.
 
+    Which classes are things comes from the data; a processor that stores it (ours do, those of official checkpoints
+    do not) must agree with it. How class names are compared: `check_class_names`.
+
     Args:
         model: a `HfMaskFormerForUniversalSegmentation`.
         processor: its image processor; not changed.
-        data: what `hf_maskformer.data.load.load` returned, loaded for the same task or for panoptic, which holds all.
+        data: what `hf_maskformer.data.load.load` returned, loaded for the same task or for panoptic, which holds all;
+            streamed data is read once, from first to last.
         task: "semantic", "instance" or "panoptic"; None takes the processor's, and where it has none the data's.
         batch_size: images per forward pass.
         device: where the model runs.
         progress: show a progress bar.
         limit: evaluate the first `limit` images only.
         on_bad_sample: "raise" the ValueError of an image that cannot be read, or "skip" it with a warning.
+        boundary: measure the boundaries of the masks too; slower.
+        details: filled with the confusion of the classes, the score of every image and the worst images, from the same
+            predictions.
+        ignore_class_names: take class k of the model for class k of the data whatever their names.
+        across_processes: every process of `torch.distributed`'s group, which must exist, scores its own share of the
+            images; each returns the metrics of all. False: this process scores all images.
 
     Returns:
         One flat dict. semantic: the keys of `MeanIoU`; instance: those of `MaskAveragePrecision`; panoptic: those of
         `PanopticQuality`, `mean_iou` of the merged class map and, where there are thing classes, `map`, `map_50`,
-        `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances. Where images
-        were skipped, `skipped` is their number.
+        `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances. With `boundary`
+        also: semantic the keys of `BoundaryIoU`; instance `boundary_map`, `boundary_map_50`, ... and
+        `per_category_boundary_map`; panoptic `boundary_pq`, `boundary_sq`, ... and `per_category_boundary_pq`. Where
+        images were skipped, `skipped` is their number.
 
     Raises:
         ValueError: no (readable) images, an unknown task, or model, processor and data disagree on task or classes.
     """
     task = task or processor.task or data.task
-    _check_arguments(data, task, batch_size, limit, on_bad_sample)
-    count = len(data) if limit is None else min(limit, len(data))
-    _check_classes(model.config, processor, data.label_spec, task)
-    processor = copy.copy(processor)
-    processor.task = None  # no post-processing method is hidden: panoptic evaluation also needs the instances
-    scorer = SCORERS[task](data.label_spec)
-    model.to(device)
-    skipped = 0
-    bar = tqdm(total=count, disable=not progress, unit="image", desc=f"evaluate {task}")
-    with bar, _eval_mode(model), torch.inference_mode():
-        for start in range(0, count, batch_size):
-            indices = range(start, min(start + batch_size, count))
-            images = _read_images(data, indices, on_bad_sample)
-            skipped += len(indices) - len(images)
-            if images:
-                _score(model, processor, scorer, images, [data.row(index) for index in images], device)
-            bar.update(len(indices))
-    if skipped == count:
-        raise ValueError(f"none of the {count} images can be read")
-    return {**scorer.compute(), **({"skipped": skipped} if skipped else {})}
+    check_arguments(data, task, batch_size, limit, on_bad_sample)
+    check_agreement_with_data(model.config, processor, data.label_spec, task, ignore_class_names)
+    if details is not None:
+        details.clear()
+    score = Score(task, data.label_spec, boundary=boundary, details=details)
+    shard = (distributed.get_rank(), distributed.get_world_size()) if across_processes else ALL_IMAGES
+    score_images(
+        model, processor, data, score, batch_size, device, progress and shard[0] == 0, limit, on_bad_sample, shard
+    )
+    return (gathered(score) if across_processes else score).compute()
 
 
-def _score(
+class Score:
+    """The state of an evaluation, to be merged when several processes or calls each see a part of the data.
+
+    Merging the parts of neighbouring shards in their order gives the figures of one pass: `MaskAveragePrecision` ranks
+    detections of equal score in the order of their images.
+    """
+
+    def __init__(
+        self, task: str, label_spec: LabelSpec, *, boundary: bool = False, details: EvaluationDetails | None = None
+    ) -> None:
+        self.settings = (task, label_spec, boundary)
+        self.scorer: Scorer = SCORERS[task](label_spec, boundary=boundary, details=details is not None)
+        self.details = details
+        self.images = 0  # scored
+        self.skipped = 0
+        if details is not None:
+            details.score_name = self.scorer.score_name
+
+    def add(self, processor: Any, outputs: Any, sizes: Sequence[tuple[int, int]], rows: Mapping[int, Row]) -> None:
+        """One batch of outputs, and the rows of its images by their place in the data."""
+        results = self.scorer.add(processor, outputs, sizes, list(rows.values()))
+        self.images += len(rows)
+        if self.details is not None:
+            for (index, row), result in zip(rows.items(), results, strict=True):
+                self.details.add(index, row, result)
+
+    def add_unread(self, index: int, row: Row) -> None:
+        """An image that is skipped."""
+        self.skipped += 1
+        if self.details is not None:
+            self.details.add_unread(index, row)
+
+    def merge(self, other: "Score") -> "Score":
+        """Adds another part of the same evaluation."""
+        if self.settings != other.settings or (self.details is None) != (other.details is None):
+            raise ValueError("only parts of one evaluation (task, classes, boundary and details alike) can be merged")
+        self.scorer.merge(other.scorer)
+        self.images += other.images
+        self.skipped += other.skipped
+        if self.details is not None and other.details is not None:
+            self.details.merge(other.details)
+        return self
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics; also completes `details`.
+
+        Raises:
+            ValueError: no image was scored.
+        """
+        if not self.images:
+            raise ValueError(
+                f"none of the {self.skipped} images can be read" if self.skipped else "data has no images"
+            )
+        if self.details is not None:
+            self.details.complete(self.scorer.confusion())
+        return {**self.scorer.compute(), **({"skipped": self.skipped} if self.skipped else {})}
+
+
+def score_images(
     model: Any,
     processor: Any,
-    scorer: "Scorer",
-    images: Mapping[int, np.ndarray],
-    rows: Sequence[Row],
-    device: str | torch.device,
+    data: SegmentationData,
+    score: Score,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+    limit: int | None = None,
+    on_bad_sample: str = "raise",
+    shard: tuple[int, int] = ALL_IMAGES,
 ) -> None:
-    """Predict one batch and add it to the scorer."""
-    inputs = processor(images=list(images.values()), return_tensors="pt")
-    outputs = model(pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device))
-    scorer.add(processor, outputs, [(image.shape[0], image.shape[1]) for image in images.values()], rows)
+    """Adds the images of `shard` (number, count of shards) to `score`; the other arguments as in `evaluate`."""
+    task = score.settings[0]
+    processor = copy.copy(processor)
+    processor.task = None  # no post-processing method is hidden: panoptic evaluation also needs the instances
+    if processor.thing_label_ids is None:
+        processor.thing_label_ids = data.label_spec.thing_label_ids
+    model.to(device)
+    rows = numbered_rows(data, limit, shard)
+    bar = tqdm(total=_length(data, limit, shard), disable=not progress, unit="image", desc=f"evaluate {task}")
+    with bar, _eval_mode(model), torch.inference_mode():
+        while batch := dict(islice(rows, batch_size)):
+            images = _read_images(data, batch, on_bad_sample)
+            for index in sorted(batch.keys() - images.keys()):
+                score.add_unread(index, batch[index])
+            if images:
+                inputs = processor(images=list(images.values()), return_tensors="pt")
+                outputs = model(
+                    pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device)
+                )
+                sizes = [(image.shape[0], image.shape[1]) for image in images.values()]
+                score.add(processor, outputs, sizes, {index: batch[index] for index in images})
+            bar.update(len(batch))
 
 
-class Scorer(Protocol):
-    """Post-processes the outputs of one batch for a task and compares them with the rows of its images."""
-
-    def add(self, processor: Any, outputs: Any, sizes: Sizes, rows: Sequence[Row]) -> None: ...
-
-    def compute(self) -> dict[str, Any]: ...
-
-
-class SemanticScorer:
-    def __init__(self, label_spec: LabelSpec) -> None:
-        self.label_spec = label_spec
-        self.mean_iou = MeanIoU(label_spec.num_labels, label_spec.ignore_index)
-
-    def add(self, processor: Any, outputs: Any, sizes: Sizes, rows: Sequence[Row]) -> None:
-        maps = processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
-        self.mean_iou.update(maps, [semantic_reference(row, self.label_spec) for row in rows])
-
-    def compute(self) -> dict[str, Any]:
-        return self.mean_iou.compute()
+def gathered(score: Score) -> Score:
+    """The merged score of all processes, on every process. The caller's `details` are the merged ones."""
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, score)
+    if score.details is not None:
+        score.details.clear()
+    task, label_spec, boundary = score.settings
+    merged = Score(task, label_spec, boundary=boundary, details=score.details)
+    for part in parts:
+        merged.merge(part)
+    return merged
 
 
-class InstanceScorer:
-    """Mask AP of the things. Uses the ranked candidates, not the painted map: its overlap rule is no part of AP."""
-
-    def __init__(self, label_spec: LabelSpec) -> None:
-        self.thing_label_ids = label_spec.thing_label_ids
-        self.average_precision = MaskAveragePrecision(label_spec.num_labels)
-
-    def add(self, processor: Any, outputs: Any, sizes: Sizes, rows: Sequence[Row]) -> None:
-        images = logits_per_image(outputs, sizes)
-        for row, (class_logits, mask_logits, size, extent) in zip(rows, images, strict=True):
-            candidates = instance_candidates(
-                class_logits,
-                mask_logits,
-                target_size=size,
-                extent=extent,
-                activation=processor.class_activation,
-                threshold=AP_SCORE_THRESHOLD,
-                mask_threshold=processor.mask_threshold,
-                allowed_labels=self.thing_label_ids,
-            )
-            self.average_precision.update([_detections(candidates)], [_instances(row, self.thing_label_ids)])
-
-    def compute(self) -> dict[str, Any]:
-        return self.average_precision.compute()
+def numbered_rows(data: SegmentationData, limit: int | None, shard: tuple[int, int]) -> Iterator[tuple[int, Row]]:
+    """Rows of a shard with their place in the data: neighbours; of streamed data, whose length is not known, every
+    n-th."""
+    number, count = shard
+    if data.streaming:
+        for index, row in enumerate(islice(data.rows(), limit)):
+            if index % count == number:
+                yield index, row
+        return
+    for index in _shard_range(data, limit, shard):
+        yield index, data.row(index)
 
 
-class PanopticScorer:
-    def __init__(self, label_spec: LabelSpec) -> None:
-        self.label_spec = label_spec
-        self.quality = PanopticQuality(label_spec.thing_label_ids, label_spec.num_labels)
-        self.mean_iou = MeanIoU(label_spec.num_labels, label_spec.ignore_index, void_index=VOID_LABEL)
-        self.things = InstanceScorer(label_spec) if label_spec.thing_label_ids else None
-
-    def add(self, processor: Any, outputs: Any, sizes: Sizes, rows: Sequence[Row]) -> None:
-        results = processor.post_process_panoptic_segmentation(outputs, target_sizes=list(sizes))
-        predictions = [{**result, "segmentation": result["segmentation"].cpu().numpy()} for result in results]
-        self.quality.update(predictions, [panoptic_reference(row) for row in rows])
-        self.mean_iou.update(
-            [_class_map(prediction) for prediction in predictions],
-            [semantic_reference(row, self.label_spec) for row in rows],
-        )
-        if self.things is not None:
-            self.things.add(processor, outputs, sizes, rows)
-
-    def compute(self) -> dict[str, Any]:
-        result = {**self.quality.compute(), "mean_iou": self.mean_iou.compute()["mean_iou"]}
-        if self.things is not None:
-            average_precision = self.things.compute()
-            result.update({name: average_precision[name] for name in AP_SUMMARY})
-            result["map_per_category"] = average_precision["per_category"]
-        return result
+def _shard_range(data: SegmentationData, limit: int | None, shard: tuple[int, int]) -> range:
+    length = len(data) if limit is None else min(limit, len(data))
+    number, count = shard
+    return range(length * number // count, length * (number + 1) // count)
 
 
-SCORERS: dict[str, type[SemanticScorer] | type[InstanceScorer] | type[PanopticScorer]] = {
-    "semantic": SemanticScorer,
-    "instance": InstanceScorer,
-    "panoptic": PanopticScorer,
-}
+def _length(data: SegmentationData, limit: int | None, shard: tuple[int, int]) -> int | None:
+    """Images of a shard, for the progress bar; None if not known."""
+    if data.streaming:
+        return None
+    return len(_shard_range(data, limit, shard))
 
 
-def _detections(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Instance candidates as an entry of `MaskAveragePrecision`."""
-    return {
-        "masks": [candidate["rle"] for candidate in candidates],
-        "scores": np.array([candidate["score"] for candidate in candidates], dtype=np.float64),
-        "labels": np.array([candidate["label_id"] for candidate in candidates], dtype=np.int64),
-    }
-
-
-def _instances(row: Row, thing_label_ids: Sequence[int]) -> dict[str, Any]:
-    """The things of a data row as an entry of `MaskAveragePrecision`; their masks stay run-length codes."""
-    things = [segment for segment in row["segments"] if segment["label_id"] in thing_label_ids]
-    size = [row["height"], row["width"]]
-    return {
-        "masks": [{"size": size, "counts": thing["rle"]} for thing in things],
-        "labels": np.array([thing["label_id"] for thing in things], dtype=np.int64),
-        "iscrowd": np.array([thing["iscrowd"] for thing in things], dtype=bool),
-        "area": np.array([thing["area"] for thing in things], dtype=np.float64),
-    }
-
-
-def _class_map(prediction: dict[str, Any]) -> np.ndarray:
-    """(H, W) int64 label ids of a panoptic result; VOID_LABEL where no segment is."""
-    segments = prediction["segments_info"]
-    labels = np.array([segment["label_id"] for segment in segments], dtype=np.int64)
-    return fill_segments(prediction["segmentation"], [segment["id"] for segment in segments], labels, VOID_LABEL)
-
-
-def _read_images(data: SegmentationData, indices: Iterable[int], on_bad_sample: str) -> dict[int, np.ndarray]:
+def _read_images(data: SegmentationData, rows: Mapping[int, Row], on_bad_sample: str) -> dict[int, np.ndarray]:
     """Images by index; with "skip" without those that cannot be read."""
     images = {}
-    for index in indices:
+    for index, row in rows.items():
         try:
-            images[index] = data.image(index)
+            images[index] = data.row_image(row)
         except ValueError as error:
             if on_bad_sample == "raise":
                 raise
@@ -227,9 +238,7 @@ def _read_images(data: SegmentationData, indices: Iterable[int], on_bad_sample: 
     return images
 
 
-def _check_arguments(
-    data: SegmentationData, task: str, batch_size: int, limit: int | None, on_bad_sample: str
-) -> None:
+def check_arguments(data: SegmentationData, task: str, batch_size: int, limit: int | None, on_bad_sample: str) -> None:
     """Raises ValueError for arguments of `evaluate` that cannot be used."""
     if task not in SCORERS:
         raise ValueError(f"task must be one of {sorted(SCORERS)}, got {task!r}")
@@ -238,29 +247,28 @@ def _check_arguments(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_on_bad_sample(on_bad_sample)
-    if len(data) < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"there is nothing to evaluate: data has {len(data)} images and limit is {limit}")
+    if (limit is not None and limit < 1) or (not data.streaming and len(data) < 1):
+        length = "unknown many" if data.streaming else len(data)
+        raise ValueError(f"there is nothing to evaluate: data has {length} images and limit is {limit}")
 
 
-def _check_classes(config: Any, processor: Any, label_spec: LabelSpec, task: str) -> None:
+def check_agreement_with_data(
+    config: Any, processor: Any, label_spec: LabelSpec, task: str, ignore_names: bool = False
+) -> None:
     """Raises ValueError where model or processor mean other classes than the data."""
     if processor.task is not None and processor.task != config.task:
         raise ValueError(f"the processor's task is {processor.task!r} but the model's is {config.task!r}")
     for holder, settings in (("model", config), ("processor", processor)):
-        names = settings.id2label
-        if names is None:
-            continue
-        if len(names) != label_spec.num_labels:
-            raise ValueError(f"the {holder} has {len(names)} classes but the data {label_spec.num_labels}")
-        ordered = [str(names[label]) for label in sorted(names, key=int)]
-        expected = [label_spec.id2label[label] for label in sorted(label_spec.id2label)]
-        if ordered != expected and sorted(ordered) == sorted(expected):
-            raise ValueError(f"the {holder} has the data's classes in another order: {ordered}, data: {expected}")
-        things = sorted(int(label) for label in settings.thing_label_ids or ())
-        if task == "panoptic" and things != sorted(label_spec.thing_label_ids):
-            raise ValueError(
-                f"the {holder}'s thing_label_ids are {things} but the data's {sorted(label_spec.thing_label_ids)}"
-            )
+        if settings.id2label is not None:
+            check_class_names(holder, settings.id2label, label_spec, ignore_names)
+    # A model's config always has thing ids, a default where none were given; a processor only those that were stored.
+    if task == "panoptic" and processor.thing_label_ids is not None:
+        for holder, settings in (("model", config), ("processor", processor)):
+            things = sorted(int(label) for label in settings.thing_label_ids or ())
+            if things != sorted(label_spec.thing_label_ids):
+                raise ValueError(
+                    f"the {holder}'s thing_label_ids are {things} but the data's {sorted(label_spec.thing_label_ids)}"
+                )
 
 
 @contextmanager

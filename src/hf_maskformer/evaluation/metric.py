@@ -97,6 +97,11 @@ def check_num_labels(num_labels: int) -> None:
         raise ValueError(f"num_labels must be at least 1, got {num_labels}")
 
 
+def check_dilation_ratio(dilation_ratio: float) -> None:
+    if not 0 < dilation_ratio <= 1:
+        raise ValueError(f"dilation_ratio must be above 0 and at most 1, got {dilation_ratio}")
+
+
 def check_labels(labels: np.ndarray, num_labels: int, where: str) -> None:
     """Raises ValueError for the first label outside 0..num_labels - 1."""
     if labels.size and (labels.min() < 0 or labels.max() >= num_labels):

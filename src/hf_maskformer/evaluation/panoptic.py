@@ -1,14 +1,25 @@
 """Panoptic quality: "Panoptic Segmentation", Kirillov et al., CVPR 2019; matched as in COCO's evaluation."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
+from hf_maskformer.evaluation.boundary import DILATION_RATIO, boundary_width, segment_boundary_iou
+from hf_maskformer.evaluation.map_pairs import count_pairs, id_positions, map_pairs
+from hf_maskformer.evaluation.metric import Metric, check_dilation_ratio, check_labels, check_num_labels, to_numpy
 
 MATCH_IOU = 0.5  # paper, section 4.1: above it a match is unique
 MAX_VOID_FRACTION = 0.5  # an unmatched prediction that lies on more void and crowd than this is not counted
+
+
+class PanopticMap(NamedTuple):
+    """One checked entry of `update`."""
+
+    segmentation: np.ndarray  # (H, W) ids
+    ids: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64
+    crowd: np.ndarray  # (N,) bool
 
 
 class PanopticQuality(Metric):
@@ -22,19 +33,33 @@ class PanopticQuality(Metric):
     are never matched; an unmatched prediction is dropped when more than half of it lies on void or on the crowd
     segment of its class (where a class has several crowd segments in one image, on the last listed).
 
+    With `boundary` it is Boundary PQ ("Boundary IoU", Cheng et al., CVPR 2021): segments match by the smaller of mask
+    IoU and boundary IoU, and that is what is summed. What is dropped is still decided by whole segments.
+
     Args:
         thing_label_ids: the classes whose segments are instances; all others are stuff.
         num_labels: number of classes K; labels are 0..K - 1.
+        boundary: measure Boundary PQ.
+        dilation_ratio: with `boundary`, the boundary's width as a share of the image's diagonal.
     """
 
     description = "Panoptic quality: PQ, SQ and RQ, for things, stuff and each class."
-    settings = ("thing_label_ids", "num_labels")
+    settings = ("thing_label_ids", "num_labels", "boundary", "dilation_ratio")
 
-    def __init__(self, thing_label_ids: Sequence[int], num_labels: int) -> None:
+    def __init__(
+        self,
+        thing_label_ids: Sequence[int],
+        num_labels: int,
+        boundary: bool = False,
+        dilation_ratio: float = DILATION_RATIO,
+    ) -> None:
         check_num_labels(num_labels)
+        check_dilation_ratio(dilation_ratio)
         check_labels(np.asarray(list(thing_label_ids), dtype=np.int64), num_labels, "thing_label_ids")
         self.thing_label_ids = tuple(sorted({int(label) for label in thing_label_ids}))
         self.num_labels = num_labels
+        self.boundary = boundary
+        self.dilation_ratio = dilation_ratio
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
@@ -84,20 +109,20 @@ class PanopticQuality(Metric):
         self.false_negatives += other.false_negatives
 
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
-        predicted, predicted_labels, _ = self._read(prediction, f"{where}, prediction")
-        actual, actual_labels, crowd = self._read(reference, f"{where}, reference")
-        if predicted.shape != actual.shape:
-            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
-        rows, columns = len(actual_labels) + 1, len(predicted_labels) + 1
-        cells = np.bincount(actual.ravel() * columns + predicted.ravel(), minlength=rows * columns)
-        overlap = cells.reshape(rows, columns)  # (N + 1, M + 1), index 0 = void
+        predicted = self._read(prediction, f"{where}, prediction")
+        actual = self._read(reference, f"{where}, reference")
+        if predicted.segmentation.shape != actual.segmentation.shape:
+            raise ValueError(
+                f"{where}: prediction has shape {predicted.segmentation.shape} but reference "
+                f"{actual.segmentation.shape}"
+            )
+        overlap, iou = self._overlap(actual, predicted)  # (N + 1, M + 1), (N, M); index 0 of overlap = void
         predicted_area = overlap.sum(axis=0)[1:]  # (M,)
         if not predicted_area.all():
-            index = int(np.argmin(predicted_area))
-            segment = prediction["segments_info"][index]["id"]
+            segment = predicted.ids[np.argmin(predicted_area)]
             raise ValueError(f"{where}, prediction: segment id {segment} of segments_info has no pixel")
 
-        iou = _segment_iou(overlap)  # (N, M)
+        actual_labels, predicted_labels, crowd = actual.labels, predicted.labels, actual.crowd
         candidates = (actual_labels[:, None] == predicted_labels[None, :]) & ~crowd[:, None]
         matches = candidates & (iou > MATCH_IOU)  # at most one per row and column
         missed = ~crowd & ~matches.any(axis=1)  # (N,)
@@ -111,6 +136,23 @@ class PanopticQuality(Metric):
         np.add.at(self.false_negatives, actual_labels[missed], 1)
         np.add.at(self.false_positives, predicted_labels[spurious], 1)
 
+    def _overlap(self, actual: PanopticMap, predicted: PanopticMap) -> tuple[np.ndarray, np.ndarray]:
+        """Common pixels (N + 1, M + 1) of the segments, index 0 = void, and the IoU (N, M) that decides the match."""
+        pairs = map_pairs(actual.segmentation, predicted.segmentation)
+        rows, columns = id_positions(pairs.first, actual.ids), id_positions(pairs.second, predicted.ids)  # (R,), (R,)
+        num_actual, num_predicted = len(actual.ids), len(predicted.ids)
+        overlap = count_pairs(rows, columns, pairs.lengths, (num_actual + 1, num_predicted + 1))
+        iou = _segment_iou(overlap)
+        if self.boundary:
+            size = (actual.segmentation.shape[0], actual.segmentation.shape[1])
+            repeats = 1 if pairs.lengths is None else pairs.lengths
+            numbers = np.repeat(rows, repeats).reshape(size)  # (H, W) segment of each pixel, 0 = void
+            predicted_numbers = np.repeat(columns, repeats).reshape(size)
+            width = boundary_width(size, self.dilation_ratio)
+            boundary_iou = segment_boundary_iou(numbers, predicted_numbers, num_actual, num_predicted, width)
+            iou = np.minimum(iou, boundary_iou)
+        return overlap, iou
+
     def _overlap_with_crowd(
         self, overlap: np.ndarray, actual_labels: np.ndarray, predicted_labels: np.ndarray, crowd: np.ndarray
     ) -> np.ndarray:
@@ -123,8 +165,7 @@ class PanopticQuality(Metric):
         pixels[has_crowd] = overlap[row[has_crowd], np.nonzero(has_crowd)[0]]
         return pixels
 
-    def _read(self, entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(H, W) positions in segments_info plus 1 (0 = void), labels (N,), iscrowd (N,)."""
+    def _read(self, entry: Any, where: str) -> PanopticMap:
         segmentation = to_numpy(entry["segmentation"])
         if segmentation.ndim != 2 or segmentation.dtype.kind not in "iu":
             raise ValueError(
@@ -135,17 +176,11 @@ class PanopticQuality(Metric):
         labels = np.array([_label_of(info, where) for info in infos], dtype=np.int64)
         crowd = np.array([bool(info.get("iscrowd", 0)) for info in infos], dtype=bool)
         check_labels(labels, self.num_labels, f"{where}, segments_info")
-        order = np.argsort(ids, kind="stable")
-        sorted_ids = ids[order]
-        repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+        ordered = np.sort(ids)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if repeated.size:
             raise ValueError(f"{where}: segment id {int(repeated[0])} appears more than once in segments_info")
-        if not len(ids):
-            return np.zeros(segmentation.shape, dtype=np.int64), labels, crowd
-        slots = np.searchsorted(sorted_ids, segmentation)  # (H, W)
-        slots = np.minimum(slots, len(ids) - 1)
-        positions = np.where(sorted_ids[slots] == segmentation, order[slots] + 1, 0)
-        return positions, labels, crowd
+        return PanopticMap(segmentation, ids, labels, crowd)
 
 
 def _label_of(info: dict[str, Any], where: str) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_maskformer.evaluation.map_pairs import count_pairs, map_pairs
 from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
 
 
@@ -67,17 +68,16 @@ class MeanIoU(Metric):
         actual = _integer_map(reference, f"{where}, reference")
         if predicted.shape != actual.shape:
             raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
-        counted = actual != self.ignore_index  # (H, W)
+        labels, given, lengths = map_pairs(actual, predicted)  # (R,), (R,), (R,) or None
+        counted = labels != self.ignore_index  # (R,)
         if not counted.all():
-            predicted, actual = predicted[counted], actual[counted]  # (P,), (P,)
-        check_labels(actual, self.num_labels, f"{where}, reference (ignore_index {self.ignore_index} apart)")
+            labels, given = labels[counted], given[counted]
+            lengths = None if lengths is None else lengths[counted]
+        check_labels(labels, self.num_labels, f"{where}, reference (ignore_index {self.ignore_index} apart)")
         if self.void_index is not None:
-            predicted = np.where(predicted == self.void_index, self.num_labels, predicted.astype(np.int64))
-        check_labels(predicted, self.num_labels + (self.void_index is not None), f"{where}, prediction")
-        # number of the confusion's cell, (P,) or (H, W)
-        cell = actual.astype(np.int64) * (self.num_labels + 1) + predicted.astype(np.int64, copy=False)
-        cells = np.bincount(cell.ravel(), minlength=self.confusion.size)
-        self.confusion += cells.reshape(self.confusion.shape)  # (K, K + 1)
+            given = np.where(given == self.void_index, self.num_labels, given.astype(np.int64, copy=False))
+        check_labels(given, self.num_labels + (self.void_index is not None), f"{where}, prediction")
+        self.confusion += count_pairs(labels, given, lengths, self.confusion.shape)  # (K, K + 1)
 
 
 def _integer_map(value: Any, where: str) -> np.ndarray:

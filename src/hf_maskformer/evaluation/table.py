@@ -11,8 +11,9 @@ COUNT_COLUMNS = {"true_positives": "TP", "false_positives": "FP", "false_negativ
 def format_table(metrics: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
     """Text table of what a metric's `compute` (or `evaluate`) returned.
 
-    Lists in `metrics` with one entry per class become columns; a list of dicts one column per key. Numbers stand below
-    as `name value` lines. "-" stands for a class that was absent (nan in MeanIoU, -1 in AP, no segment in PQ).
+    Lists in `metrics` with one entry per class become columns; a list of dicts (`per_category` of PQ) one column per
+    key, with what else its name says in front. Numbers stand below as `name value` lines. "-" stands for a class that
+    was absent (nan in MeanIoU, BoundaryIoU and VolumeDice, -1 in AP, no segment in PQ).
     """
     columns: dict[str, list[Any]] = {}
     scalars: dict[str, Any] = {}
@@ -22,7 +23,9 @@ def format_table(metrics: Mapping[str, Any], id2label: Mapping[int, str]) -> str
         elif len(value) != len(id2label):
             raise ValueError(f"{name} has {len(value)} entries but id2label {len(id2label)} classes")
         elif value and isinstance(value[0], Mapping):
-            columns.update(_segment_columns(value))
+            prefix = _title(name, default="")
+            found = _segment_columns(value)
+            columns.update({f"{prefix}_{key}" if prefix else key: column for key, column in found.items()})
         else:
             columns[_title(name)] = list(value)
 
@@ -52,9 +55,9 @@ def _segment_columns(entries: list[Mapping[str, Any]] | tuple[Mapping[str, Any],
     return columns
 
 
-def _title(name: str) -> str:
-    """Column head of a list: `per_category_iou` -> `iou`, `map_per_category` -> `map`, `per_category` -> `map`."""
-    return name.replace("per_category", "").strip("_") or "map"
+def _title(name: str, default: str = "map") -> str:
+    """Column head of a list: `per_category_iou` -> `iou`, `boundary_map_per_category` -> `boundary_map`."""
+    return name.replace("per_category", "").strip("_") or default
 
 
 def _cell(value: Any) -> str:

@@ -9,12 +9,16 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
+from hf_maskformer.model.official import official_source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_checkpoint(source: str | Path) -> tuple[HfMaskFormerForUniversalSegmentation, HfMaskFormerImageProcessor]:
-    """Model (in eval mode) and image processor of a directory or Hub id.
+    """Model (in eval mode) and image processor of a directory or Hub id, ours or an official one.
+
+    The files of an official checkpoint store neither the task nor which classes are things: `task`, `id2label` and
+    `thing_label_ids` of its processor are None. Class names stand in the model's config.
 
     Raises:
         ValueError: the directory does not exist, lacks a file, holds another model type or only pickled weights, a
@@ -28,6 +32,8 @@ def load_checkpoint(source: str | Path) -> tuple[HfMaskFormerForUniversalSegment
     try:
         model = HfMaskFormerForUniversalSegmentation.from_pretrained(source)
         processor = HfMaskFormerImageProcessor.from_pretrained(source)
+        if official_source(source) is not None:
+            processor.task = None  # the reader of official files has to put something
     except (OSError, SafetensorError) as error:
         kind = "directory" if folder.is_dir() else "directory or Hub id"
         raise ValueError(f"{source} is no {kind} that can be loaded: {error}") from error

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 from transformers.utils.import_utils import is_vision_available
@@ -176,11 +175,6 @@ def padded_size(
 
 def _round_up(length: int, divisor: int) -> int:
     return math.ceil(length / divisor) * divisor if divisor else length
-
-
-def pad(maps: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
-    """Append zeros (False) at the bottom and right of (..., h, w)."""
-    return F.pad(maps, (0, canvas[1] - maps.shape[-1], 0, canvas[0] - maps.shape[-2]))
 
 
 def _native_array(array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .image_conversion import list_images, pad, padded_size, resized_size, to_rgb_tensor
+from .image_conversion import list_images, padded_size, resized_size, to_rgb_tensor
 from .label_spec import LabelSpec
 from .masks import decode_rles
 from .official_processor import (
@@ -41,12 +41,14 @@ from .postprocess import (
     semantic_map,
     semantic_scores,
 )
-from .target_encoding import LabelRules, TargetInputs, encode_targets
+from .target_encoding import Frame, LabelRules, TargetInputs, encode_targets
 from .task_methods import hidden_for_tasks
 
 TASKS = ("semantic", "instance", "panoptic")
 CLASS_ACTIVATIONS = ("softmax", "sigmoid")
 SIZE_FORMS = ({"max_height", "max_width"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
+PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+ROWS_AT_ONCE = 64  # of an image turned into floats: the batch is the only large array of them
 # What transformers' image-segmentation pipeline passes when its caller says nothing.
 PIPELINE_THRESHOLDS = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
 
@@ -184,7 +186,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
             annotations: COCO instance records `{"image_id", "annotations": [...]}` or COCO panoptic records
                 `{"segments_info": [...]}`. Crowds are skipped. Category ids are label ids.
             instance_id_to_semantic_id: One dict, or one per image.
-            masks: Per image (N, H, W) masks or a list of N RLE dicts; they may overlap. Needs `class_labels`.
+            masks: Per image (N, H, W) masks or N RLE dicts or (H, W) masks; they may overlap. Needs `class_labels`.
             class_labels: Per image N label ids.
 
         Returns:
@@ -230,29 +232,26 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         image_sizes: list[tuple[int, int]] = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
         sizes = [resized_size(image_size, **kwargs) for image_size in image_sizes]
         canvas = padded_size(sizes, **kwargs)
-        pixel_values, pixel_mask = [], []
-        for tensor, (height, width) in zip(tensors, sizes, strict=True):
-            resized = self.resize(tensor, SizeDict(height=height, width=width), resample=kwargs["resample"])
-            scaled = self.rescale_and_normalize(
-                resized[None],
-                kwargs["do_rescale"],
-                kwargs["rescale_factor"],
-                kwargs["do_normalize"],
-                kwargs["image_mean"],
-                kwargs["image_std"],
-            )[0].float()
-            pixel_values.append(pad(scaled, canvas))
-            pixel_mask.append(pad(torch.ones((height, width), dtype=torch.int64, device=scaled.device), canvas))
-        data = {"pixel_values": torch.stack(pixel_values), "pixel_mask": torch.stack(pixel_mask)}
+        device = tensors[0].device
+        pixel_values = torch.zeros((len(tensors), 3, *canvas), device=device)
+        pixel_mask = torch.zeros((len(tensors), *canvas), dtype=torch.int64, device=device)
+        for index, (height, width) in enumerate(sizes):
+            resized = self.resize(tensors.pop(0), SizeDict(height=height, width=width), resample=kwargs["resample"])
+            values = pixel_values[index, :, :height, :width]
+            for part, target in zip(resized.split(ROWS_AT_ONCE, 1), values.split(ROWS_AT_ONCE, 1), strict=True):
+                target.copy_(self.rescale_and_normalize(part[None], *(kwargs[name] for name in PIXEL_SETTINGS))[0])
+            pixel_mask[index, :height, :width] = 1
+            del resized, part  # a view of it: nothing but the batch stays
+        data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         features = BatchFeature(data, tensor_type=kwargs["return_tensors"])
         if targets is not None:
             labels = None if kwargs["id2label"] is None else LabelSpec(kwargs["id2label"], (), kwargs["ignore_index"])
             rules = LabelRules(labels, kwargs["ignore_index"], bool(kwargs["do_reduce_labels"]))
             encoded = [
-                encode_targets(targets, index, rules, image_size, size)
+                encode_targets(targets, index, rules, Frame(image_size, size, canvas))
                 for index, (image_size, size) in enumerate(zip(image_sizes, sizes, strict=True))
             ]
-            features["mask_labels"] = [pad(masks, canvas) for masks, _ in encoded]
+            features["mask_labels"] = [masks for masks, _ in encoded]
             features["class_labels"] = [labels for _, labels in encoded]
         return features
 

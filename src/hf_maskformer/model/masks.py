@@ -5,6 +5,7 @@ runs of alternating 0 and 1, starting with 0, over the mask read column by colum
 `{"size": [H, W], "counts": str}` whose string is byte for byte what pycocotools writes, decoded as ASCII.
 The panoptic colour code (R + 256 G + 256^2 B) is that of Kirillov et al., "Panoptic Segmentation", CVPR 2019.
 
+Most masks are handled as runs of ones over the pixels in that order, which cost what their outline is long.
 Only numpy and torch are needed; no compiled extension.
 """
 
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-# Polygons are drawn on a grid this many times finer than the pixels, as the COCO API does.
-POLYGON_UPSAMPLING = 5
+from .mask_runs import MaskRuns, counts_to_runs, string_to_counts, strings_to_runs
+from .polygons import check_polygon, polygon_runs
+
 # Segment ids must fit the three bytes of an RGB pixel.
 MAX_PANOPTIC_ID = 256**3 - 1
-# A count takes 5 bits a character, so 13 characters hold any 64-bit count.
-_MAX_CHARACTERS_PER_COUNT = 13
+# Runs of fewer pixels than this on average are written by one numpy call instead of one by one.
+_SHORT_RUN = 64
 
 
 def encode_rle(mask: np.ndarray | torch.Tensor) -> dict[str, Any]:
@@ -27,8 +29,7 @@ def encode_rle(mask: np.ndarray | torch.Tensor) -> dict[str, Any]:
     array = _to_numpy(mask)
     if array.ndim != 2:
         raise ValueError(f"mask must have shape (H, W), got {array.shape}")
-    height, width = array.shape
-    return {"size": [int(height), int(width)], "counts": _counts_to_string(_run_lengths(array != 0))}
+    return runs_to_rle(*_mask_runs(array != 0 if array.dtype != bool else array), array.shape)
 
 
 def encode_rles(masks: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
@@ -38,6 +39,56 @@ def encode_rles(masks: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
     return [encode_rle(mask) for mask in masks]
 
 
+def runs_to_rle(starts: np.ndarray, lengths: np.ndarray, size: tuple[int, ...]) -> dict[str, Any]:
+    """Encode runs of ones, ascending and apart from each other, over the column-major pixels of a mask (H, W)."""
+    height, width = int(size[0]), int(size[1])
+    offsets = np.array([0, len(starts)])
+    return MaskRuns(np.asarray(starts), np.asarray(lengths), offsets, (height, width)).rles()[0]
+
+
+def rle_runs(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, lengths) int64 of the runs of ones over the column-major pixels, ascending, none of length 0.
+
+    Raises:
+        ValueError: as `decode_rle`.
+    """
+    counts, _ = _read_rle(rle)
+    return counts_to_runs(counts)
+
+
+def id_map_runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values, starts, lengths) of all runs of equal pixels of an (H, W) map, in column-major order."""
+    pixels = np.asarray(ids).T.reshape(-1)  # (W * H,)
+    starts = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])[: len(pixels)]
+    return pixels[starts], starts, np.diff(starts, append=len(pixels))
+
+
+def id_map_to_runs(ids: np.ndarray, wanted: Sequence[int] | np.ndarray) -> MaskRuns:
+    """The mask of each wanted id in an (H, W) map of integers, in one pass; an id without pixels gives an empty mask.
+
+    Raises:
+        ValueError: the map is not (H, W) integers, or an id is wanted twice.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise ValueError(f"ids must be integers of shape (H, W), got {array.dtype} of shape {array.shape}")
+    values, starts, lengths = id_map_runs(array)
+    named = np.asarray(wanted, dtype=np.int64).reshape(-1)
+    order = np.argsort(named)
+    if len(np.unique(named)) != len(named):
+        raise ValueError(f"wanted ids must differ, got {named.tolist()}")
+    place = np.searchsorted(named[order], values)
+    known = np.zeros(len(values), dtype=bool)
+    inside = place < len(named)
+    known[inside] = named[order[place[inside]]] == values[inside]
+    return MaskRuns.from_owners(order[place[known]], starts[known], lengths[known], len(named), array.shape)
+
+
+def id_map_to_rles(ids: np.ndarray, wanted: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """The code of each wanted id of an (H, W) map of integers; see `id_map_to_runs`."""
+    return id_map_to_runs(ids, wanted).rles()
+
+
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     """Decode to a (H, W) bool array; `counts` may be a string, bytes or an uncompressed list.
 
@@ -45,19 +96,19 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         ValueError: the dict has no size or counts, a count is negative, or the runs do not fill H x W pixels.
     """
     counts, (height, width) = _read_rle(rle)
-    values = np.zeros(len(counts), dtype=bool)
-    values[1::2] = True
-    return np.repeat(values, counts).reshape(width, height).T.copy()  # (H, W)
+    mask = np.zeros((height, width), dtype=bool)
+    _write_runs(mask, *counts_to_runs(counts))
+    return mask
 
 
 def decode_rles(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
     """Decode to (N, H, W) bool; `size` (H, W) must be the size of every mask and gives the shape when N is 0."""
     masks = np.zeros((len(rles), *size), dtype=bool)
     for index, rle in enumerate(rles):
-        mask = decode_rle(rle)
-        if mask.shape != tuple(size):
-            raise ValueError(f"RLE {index} has size {list(mask.shape)}, expected {list(size)}")
-        masks[index] = mask
+        counts, found = _read_rle(rle)
+        if found != tuple(size):
+            raise ValueError(f"RLE {index} has size {list(found)}, expected {list(size)}")
+        _write_runs(masks[index], *counts_to_runs(counts))
     return masks
 
 
@@ -69,54 +120,100 @@ def rle_area(rle: dict[str, Any]) -> int:
 
 def rle_bbox(rle: dict[str, Any]) -> list[float]:
     """Bounding box [x, y, width, height] in pixels; all zero for an empty mask."""
-    counts, (height, _) = _read_rle(rle)
-    ends = np.cumsum(counts)[1::2]
-    lengths = counts[1::2][: len(ends)]
-    starts, ends = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
-    if len(starts) == 0:
-        return [0.0, 0.0, 0.0, 0.0]
-    left, right = int(starts[0] // height), int(ends[-1] // height)
-    top, bottom = int((starts % height).min()), int((ends % height).max())
-    if np.any(starts // height < ends // height):  # a run that turns into the next column touches both borders
-        top, bottom = 0, height - 1
-    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+    return [float(value) for value in rles_to_runs([rle]).boxes()[0]]
 
 
-def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """Draw polygons [x0, y0, x1, y1, ...] and return their union, (H, W) bool, equal to pycocotools' pixels.
+def rles_to_runs(rles: Sequence[dict[str, Any]], size: tuple[int, int] | None = None) -> MaskRuns:
+    """The runs of masks of one size; `size` (H, W) is needed where there is none.
+
+    Raises:
+        ValueError: a broken code (see `decode_rle`), or one of another size.
+    """
+    if size is not None and rles and all(_is_text_of_size(rle, size) for rle in rles):
+        parts = strings_to_runs([rle["counts"] for rle in rles], size[0] * size[1])
+        if parts is not None:
+            return MaskRuns(*parts, (int(size[0]), int(size[1])))
+    runs = []
+    for index, rle in enumerate(rles):
+        counts, found = _read_rle(rle)
+        size = size or found
+        if found != tuple(size):
+            raise ValueError(f"RLE {index} has size {list(found)}, expected {list(size)}")
+        runs.append(counts_to_runs(counts))
+    if size is None:
+        raise ValueError("there is no RLE, so size must be given")
+    offsets = np.cumsum([0, *(len(starts) for starts, _ in runs)])
+    empty = [np.zeros(0, dtype=np.int64)]
+    starts, lengths = (np.concatenate(empty + [part[axis] for part in runs]) for axis in (0, 1))
+    return MaskRuns(starts, lengths, offsets, (int(size[0]), int(size[1])))
+
+
+def _is_text_of_size(rle: Any, size: tuple[int, int]) -> bool:
+    return isinstance(rle, dict) and isinstance(rle.get("counts"), str) and rle.get("size") in (list(size), size)
+
+
+def polygons_to_runs(groups: Sequence[Sequence[Any]], height: int, width: int) -> MaskRuns:
+    """The union of each group of polygons [x0, y0, x1, y1, ...], all groups in one pass.
+
+    Raises:
+        ValueError: as `check_polygon`.
+    """
+    polygons = [check_polygon(polygon, index) for group in groups for index, polygon in enumerate(group)]
+    return points_to_runs(polygons, [len(group) for group in groups], height, width)
+
+
+def points_to_runs(polygons: Sequence[np.ndarray], numbers: Sequence[int], height: int, width: int) -> MaskRuns:
+    """As `polygons_to_runs` for checked (P, 2) points, of which the first numbers[0] make up the first mask."""
+    filled = np.flatnonzero(numbers)
+    groups = np.repeat(np.arange(len(filled)), np.asarray(numbers, dtype=np.int64)[filled])
+    owners, starts, ends = polygon_runs(polygons, groups, height, width)
+    return MaskRuns.from_owners(filled[owners], starts, ends - starts, len(numbers), (height, width))
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+    """Draw polygons [x0, y0, x1, y1, ...] and encode their union, byte for byte as pycocotools does.
 
     Raises:
         ValueError: a polygon has fewer than three points, an odd number of values or a value that is not finite.
     """
+    return polygons_to_runs([polygons], height, width).rles()[0]
+
+
+def polygons_to_mask(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """As `polygons_to_rle`, as a (H, W) bool mask."""
+    runs = polygons_to_runs([polygons], height, width)
     mask = np.zeros((height, width), dtype=bool)
-    for index, polygon in enumerate(polygons):
-        coordinates = np.asarray(polygon, dtype=np.float64)
-        if coordinates.ndim != 1 or len(coordinates) < 6 or len(coordinates) % 2:
-            raise ValueError(
-                f"polygon {index} must be a flat list of at least 3 points (6 values, x and y in turn), "
-                f"got shape {coordinates.shape}"
-            )
-        if not np.isfinite(coordinates).all():
-            raise ValueError(f"polygon {index} holds a value that is not finite")
-        mask |= _polygon_to_mask(coordinates.reshape(-1, 2), height, width)
+    _write_runs(mask, runs.starts, runs.lengths)
     return mask
 
 
-def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Turn a COCO `segmentation` (list of polygons, RLE or uncompressed RLE) into a (H, W) bool mask.
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Turn a COCO `segmentation` (list of polygons, RLE or uncompressed RLE) into a compressed RLE.
 
     Raises:
-        ValueError: the RLE has another size than (height, width), or the value is neither of the three forms.
+        ValueError: the RLE is broken or has another size than (height, width), or the value is neither of the three.
     """
     if isinstance(segmentation, dict):
-        mask = decode_rle(segmentation)
-        if mask.shape != (height, width):
-            raise ValueError(f"RLE has size {list(mask.shape)}, the image has size {[height, width]}")
-        return mask
+        counts, size = _read_rle(segmentation)
+        if size != (height, width):
+            raise ValueError(f"RLE has size {list(size)}, the image has size {[height, width]}")
+        if isinstance(segmentation["counts"], str):
+            return {"size": [height, width], "counts": segmentation["counts"]}
+        return runs_to_rle(*counts_to_runs(counts), size)
+    return polygons_to_rle(list_polygons(segmentation), height, width)
+
+
+def list_polygons(segmentation: Any) -> Sequence[Any]:
+    """The polygons of a COCO `segmentation` that is no RLE; ValueError for anything but a list of lists."""
     if isinstance(segmentation, (list, tuple)) and all(isinstance(p, (list, tuple, np.ndarray)) for p in segmentation):
-        return polygons_to_mask(segmentation, height, width)
+        return segmentation
     kind = type(segmentation).__name__
     raise ValueError(f"segmentation must be a list of polygons or an RLE dict with size and counts, got {kind}")
+
+
+def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """As `segmentation_to_rle`, as a (H, W) bool mask."""
+    return decode_rle(segmentation_to_rle(segmentation, height, width))
 
 
 def panoptic_png_to_ids(image: np.ndarray) -> np.ndarray:
@@ -140,97 +237,56 @@ def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
-def _run_lengths(mask: np.ndarray) -> np.ndarray:
-    """Lengths of the alternating runs of a bool mask in column order, the first one of zeros (maybe 0 long)."""
-    pixels = mask.T.reshape(-1)  # (W * H,)
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    if len(pixels) and pixels[0]:
-        changes = np.concatenate([[0], changes])
-    return np.diff(np.concatenate([[0], changes, [len(pixels)]])).astype(np.int64)
+def _mask_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, lengths) of the runs of ones of a bool mask; only the columns that hold any are read one by one."""
+    height = mask.shape[0]
+    columns = np.flatnonzero(mask.any(axis=0))
+    if len(columns) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    pixels = np.zeros((right - left) * height + 2, dtype=bool)
+    pixels[1:-1] = mask[:, left:right].T.reshape(-1)
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])  # in turn the first pixel of a run and the one after its last
+    return changes[0::2] + left * height, changes[1::2] - changes[0::2]
+
+
+def _write_runs(mask: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Sets runs of an (H, W) bool mask that is all False, by way of the columns they lie in."""
+    if len(starts) == 0:
+        return
+    height = mask.shape[0]
+    left, right = int(starts[0]) // height, (int(starts[-1] + lengths[-1]) - 1) // height + 1
+    shift = left * height
+    pixels = np.zeros((right - left) * height, dtype=bool)
+    if len(starts) * _SHORT_RUN > len(pixels):
+        toggles = np.zeros(len(pixels) + 1, dtype=bool)
+        toggles[starts - shift] = True
+        toggles[starts + lengths - shift] = True
+        np.logical_xor.accumulate(toggles[:-1], out=pixels)
+    else:
+        for first, end in zip((starts - shift).tolist(), (starts + lengths - shift).tolist(), strict=True):
+            pixels[first:end] = True
+    mask[:, left:right] = pixels.reshape(right - left, height).T
 
 
 def _read_rle(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     """Checked run lengths (int64) and (H, W) of an RLE dict in any of its three forms."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise ValueError(f"RLE must be a dict with size and counts, got {rle!r:.200}")
-    height, width = (int(value) for value in rle["size"])
+    try:
+        height, width = (int(value) for value in rle["size"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"RLE size must be [height, width], got {rle['size']!r:.80}") from error
     counts = rle["counts"]
     if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    runs = _string_to_counts(counts) if isinstance(counts, str) else np.asarray(counts, dtype=np.int64).reshape(-1)
+        counts = counts.decode("ascii", errors="replace")
+    if isinstance(counts, str):
+        runs = string_to_counts(counts)
+    else:
+        try:
+            runs = np.asarray(counts, dtype=np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"RLE counts must be a COCO string or whole numbers, got {counts!r:.80}") from error
     if (runs < 0).any() or int(runs.sum()) != height * width:
         raise ValueError(f"RLE counts cover {int(runs.sum())} pixels, size {[height, width]} has {height * width}")
     return runs, (height, width)
-
-
-def _counts_to_string(counts: np.ndarray) -> str:
-    """COCO's text form: from the fourth on, each count is stored as the difference to the one two places before;
-    then 5 bits a character, low bits first, bit 6 says that more follow, and 48 is added."""
-    values = counts.copy()
-    values[3:] -= counts[1:-2]
-    characters = np.zeros((len(values), _MAX_CHARACTERS_PER_COUNT), dtype=np.uint8)
-    used = np.zeros(characters.shape, dtype=bool)
-    open_values = np.ones(len(values), dtype=bool)
-    for position in range(_MAX_CHARACTERS_PER_COUNT):
-        low_bits = values & 31
-        values = values >> 5
-        more = open_values & np.where(low_bits & 16, values != -1, values != 0)
-        characters[:, position] = low_bits + 32 * more + 48
-        used[:, position] = open_values
-        open_values = more
-        if not more.any():
-            break
-    return characters[used].tobytes().decode("ascii")
-
-
-def _string_to_counts(text: str) -> np.ndarray:
-    codes = np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8).astype(np.int64) - 48
-    if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError(f"RLE counts are not a COCO string: {text!r:.80}")
-    lasts = np.flatnonzero((codes & 32) == 0)  # the character that ends each count
-    firsts = np.concatenate([[0], lasts[:-1] + 1])
-    lengths = lasts - firsts + 1
-    if lengths.max() > _MAX_CHARACTERS_PER_COUNT:
-        raise ValueError(f"RLE counts are not a COCO string: {text!r:.80}")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(firsts, lengths))
-    counts = np.add.reduceat((codes & 31) << shifts, firsts)
-    negative = (codes[lasts] & 16) != 0
-    counts[negative] -= np.int64(1) << (5 * lengths[negative])
-    counts[1::2] = np.cumsum(counts[1::2])
-    counts[2::2] = np.cumsum(counts[2::2])
-    return counts
-
-
-def _polygon_to_mask(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fill one polygon (P, 2). The outline toggles inside/outside down each column; odd parity is inside."""
-    corners = np.trunc(POLYGON_UPSAMPLING * points + 0.5).astype(np.int64)
-    outline = [_edge_points(start, end) for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
-    x, y = np.concatenate(outline).T
-    step = np.flatnonzero(x[1:] != x[:-1])  # the outline moves to another fine column between step and step + 1
-    column = (np.minimum(x[step], x[step + 1]) + 0.5) / POLYGON_UPSAMPLING - 0.5
-    row = (np.minimum(y[step], y[step + 1]) + 0.5) / POLYGON_UPSAMPLING - 0.5
-    crosses = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)  # centre line of a pixel column
-    column = column[crosses].astype(np.int64)
-    row = np.ceil(np.clip(row[crosses], 0, height)).astype(np.int64)
-    toggles = np.bincount(column * height + row, minlength=height * width + 1)[: height * width]
-    return (np.cumsum(toggles) % 2 == 1).reshape(width, height).T
-
-
-def _edge_points(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Grid points (P, 2) from start to end, both included, one for each step along the longer axis.
-
-    The shorter coordinate is rounded from the end with the smaller longer coordinate, so that an edge has the same
-    points in both directions.
-    """
-    delta = end - start
-    long_axis = 0 if abs(delta[0]) >= abs(delta[1]) else 1
-    steps = int(abs(delta[long_axis]))
-    if steps == 0:
-        return start[None]
-    low, high = (start, end) if delta[long_axis] > 0 else (end, start)
-    t = np.arange(steps + 1)
-    slope = (high[1 - long_axis] - low[1 - long_axis]) / steps
-    points = np.empty((steps + 1, 2), dtype=np.int64)
-    points[:, long_axis] = low[long_axis] + t
-    points[:, 1 - long_axis] = np.trunc(low[1 - long_axis] + slope * t + 0.5).astype(np.int64)
-    return points if delta[long_axis] > 0 else points[::-1]

@@ -1,9 +1,9 @@
 """Annotations of one image -> binary masks and class labels, the training targets of mask classification.
 
-Every function here takes the annotation of one image together with `image_size` (H, W), the size that the annotation
-must have, and `size` (h, w), the size that the image was resized to. It returns masks (N, h, w) bool and class labels
-(N,) int64. Each mask is resized on its own, nearest pixel, right after it was decoded, so that memory holds one mask
-at full size. A mask without a pixel left is dropped together with its label. `where` names the image in errors.
+Every function here takes the annotation of one image and a `Frame`, and returns masks (N, *frame.canvas) bool, False
+in the padding, and class labels (N,) int64. Each mask is resized on its own, nearest pixel, right after it was
+decoded, and written into the result, so that memory holds the result and one more mask. A mask without a pixel left
+is dropped together with its label. `where` names the image in errors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,31 +45,43 @@ class LabelRules:
         return np.where(void, VOID, values)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The sizes of one image, each (height, width).
+
+    Attributes:
+        image_size: of the image as given, and so of its annotation.
+        size: that it was resized to.
+        canvas: that it is padded to, at the bottom and on the right.
+    """
+
+    image_size: tuple[int, int]
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
 Targets = tuple[torch.Tensor, torch.Tensor]
 
 
-def semantic_map_targets(
-    semantic_map: Any, rules: LabelRules, image_size: tuple[int, int], size: tuple[int, int], where: str
-) -> Targets:
+def semantic_map_targets(semantic_map: Any, rules: LabelRules, frame: Frame, where: str) -> Targets:
     """One mask per label that occurs in the map; ignored pixels belong to no mask."""
-    raw = _label_map(semantic_map, image_size, where)
+    raw = _label_map(semantic_map, frame.image_size, where)
     values = np.unique(raw)
     negative = values[(values < 0) & (values != rules.ignore_index)]
     if len(negative):  # before the shift, where -1 would pass for void
         raise ValueError(f"{where}: label {negative[0]} is negative; ignore_index is {rules.ignore_index}")
     reduced = rules.reduce(values)
     rules.check(reduced[reduced != VOID], f"{where} (after do_reduce_labels)" if rules.do_reduce_labels else where)
-    labels = resize_nearest(rules.reduce(raw), size)
+    labels = resize_nearest(rules.reduce(raw), frame.size)
     present = [label for label in np.unique(labels).tolist() if label != VOID]
-    return _stack([(labels == label, label) for label in present], size)
+    return _stack(((labels == label, label) for label in present), len(present), frame)
 
 
 def instance_map_targets(
     instance_map: Any,
     instance_id_to_semantic_id: Mapping[int, int],
     rules: LabelRules,
-    image_size: tuple[int, int],
-    size: tuple[int, int],
+    frame: Frame,
     where: str,
 ) -> Targets:
     """One mask per instance id of the map, labelled by the dict.
@@ -77,7 +89,7 @@ def instance_map_targets(
     The dict comes first: an id that it names is an instance, 255 too. An id that it does not name must be the
     ignore_index (or 0 with do_reduce_labels). Ids whose label is the ignore_index are dropped.
     """
-    instances = _label_map(instance_map, image_size, where)
+    instances = _label_map(instance_map, frame.image_size, where)
     table = {int(key): int(value) for key, value in instance_id_to_semantic_id.items()}
     unnamed_void = {rules.ignore_index, 0} if rules.do_reduce_labels else {rules.ignore_index}
     labels: dict[int, int] = {}
@@ -91,13 +103,11 @@ def instance_map_targets(
             )
     named = {instance: label for instance, label in labels.items() if label != VOID}
     rules.check(list(named.values()), where)
-    resized = resize_nearest(instances, size)
-    return _stack(((resized == instance, label) for instance, label in named.items()), size)
+    resized = resize_nearest(instances, frame.size)
+    return _stack(((resized == instance, label) for instance, label in named.items()), len(named), frame)
 
 
-def coco_instance_targets(
-    record: Mapping[str, Any], rules: LabelRules, image_size: tuple[int, int], size: tuple[int, int], where: str
-) -> Targets:
+def coco_instance_targets(record: Mapping[str, Any], rules: LabelRules, frame: Frame, where: str) -> Targets:
     """One mask per COCO instance annotation (polygons or RLE); crowds are skipped. Category ids are label ids."""
     kept = [annotation for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
     rules.check([annotation["category_id"] for annotation in kept], where)
@@ -105,20 +115,19 @@ def coco_instance_targets(
     def decoded() -> Iterable[tuple[np.ndarray, int]]:
         for index, annotation in enumerate(kept):
             try:
-                mask = segmentation_to_mask(annotation["segmentation"], *image_size)
+                mask = segmentation_to_mask(annotation["segmentation"], *frame.image_size)
             except ValueError as error:
                 raise ValueError(f"{where}: annotation {annotation.get('id', index)}: {error}") from error
-            yield resize_nearest(mask, size), int(annotation["category_id"])
+            yield resize_nearest(mask, frame.size), int(annotation["category_id"])
 
-    return _stack(decoded(), size)
+    return _stack(decoded(), len(kept), frame)
 
 
 def coco_panoptic_targets(
     record: Mapping[str, Any],
     panoptic_map: Any,
     rules: LabelRules,
-    image_size: tuple[int, int],
-    size: tuple[int, int],
+    frame: Frame,
     where: str,
 ) -> Targets:
     """One mask per COCO panoptic segment; crowds and id 0 are void.
@@ -127,26 +136,29 @@ def coco_panoptic_targets(
     """
     array = to_array(panoptic_map)
     is_coloured = array.ndim == 3 and array.shape[-1] == 3
-    ids = _label_map(panoptic_png_to_ids(array) if is_coloured else array, image_size, where)
+    ids = _label_map(panoptic_png_to_ids(array) if is_coloured else array, frame.image_size, where)
     segments = {int(segment["id"]): segment for segment in record["segments_info"]}
     unknown = [value for value in np.unique(ids).tolist() if value != 0 and value not in segments]
     if unknown:
         raise ValueError(f"{where}: segment id {unknown[0]} of the panoptic map is not in segments_info")
     kept = [segment for segment in segments.values() if not segment.get("iscrowd", 0)]
     rules.check([segment["category_id"] for segment in kept], where)
-    resized = resize_nearest(ids, size)
-    return _stack(((resized == int(segment["id"]), int(segment["category_id"])) for segment in kept), size)
+    resized = resize_nearest(ids, frame.size)
+    masks = ((resized == int(segment["id"]), int(segment["category_id"])) for segment in kept)
+    return _stack(masks, len(kept), frame)
 
 
 def mask_targets(
     masks: Any,
     class_labels: Any,
     rules: LabelRules,
-    image_size: tuple[int, int],
-    size: tuple[int, int],
+    frame: Frame,
     where: str,
 ) -> Targets:
-    """Masks as given, which may overlap: (N, H, W) of 0 and 1 (or 255), or a list of RLE dicts or of (H, W) arrays."""
+    """Masks as given, which may overlap: (N, H, W) of 0 and 1 (or 255), or N RLE dicts or (H, W) arrays.
+
+    The N masks are read one by one, so an object that has a length and makes each mask when it is asked for will do.
+    """
     labels = to_array(class_labels) if len(class_labels) else np.zeros(0, dtype=np.int64)
     if labels.ndim != 1 or len(labels) != len(masks):
         raise ValueError(f"{where}: {len(masks)} masks, but class_labels has shape {labels.shape}")
@@ -158,10 +170,10 @@ def mask_targets(
         for index, mask in enumerate(masks):
             name = f"{where}: mask {index}"
             array = decode_rle(mask) if isinstance(mask, dict) else _binary(to_array(mask), name)
-            _check_size(array.shape, image_size, name)
-            yield resize_nearest(array, size), int(labels[index])
+            _check_size(array.shape, frame.image_size, name)
+            yield resize_nearest(array, frame.size), int(labels[index])
 
-    return _stack(decoded(), size)
+    return _stack(decoded(), len(masks), frame)
 
 
 def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -214,12 +226,16 @@ def _binary(mask: np.ndarray, what: str) -> np.ndarray:
     return on
 
 
-def _stack(masks: Iterable[tuple[np.ndarray, int]], size: tuple[int, int]) -> Targets:
-    kept = [(np.ascontiguousarray(mask), label) for mask, label in masks if mask.any()]
-    if not kept:
-        return torch.zeros((0, *size), dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    stacked = torch.from_numpy(np.stack([mask for mask, _ in kept]))  # (N, h, w)
-    return stacked, torch.tensor([label for _, label in kept], dtype=torch.int64)
+def _stack(masks: Iterable[tuple[np.ndarray, int]], count: int, frame: Frame) -> Targets:
+    """At most `count` masks (h, w) with their labels, written one by one into the padded result."""
+    stacked = torch.zeros((count, *frame.canvas), dtype=torch.bool)
+    resized = stacked[:, : frame.size[0], : frame.size[1]].numpy()  # (count, h, w), the same memory
+    labels: list[int] = []
+    for mask, label in masks:
+        if mask.any():
+            resized[len(labels)] = mask
+            labels.append(label)
+    return stacked[: len(labels)], torch.tensor(labels, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -280,30 +296,28 @@ class TargetInputs:
         return cls(**{name: None if value is None else list(value) for name, value in given.items()})
 
 
-def encode_targets(
-    inputs: TargetInputs, index: int, rules: LabelRules, image_size: tuple[int, int], size: tuple[int, int]
-) -> Targets:
+def encode_targets(inputs: TargetInputs, index: int, rules: LabelRules, frame: Frame) -> Targets:
     """Masks and class labels of image `index`, by the kind of annotation that was given."""
     where = f"image {index}"
     if inputs.masks is not None and inputs.class_labels is not None:
-        return mask_targets(inputs.masks[index], inputs.class_labels[index], rules, image_size, size, where)
+        return mask_targets(inputs.masks[index], inputs.class_labels[index], rules, frame, where)
     label_map = None if inputs.segmentation_maps is None else inputs.segmentation_maps[index]
     if inputs.annotations is not None:
         record = inputs.annotations[index]
         names = [f"{key} {record[key]}" for key in ("image_id", "file_name") if key in record]
         where = f"{where} ({', '.join(names)})" if names else where
         if "annotations" in record and label_map is None:
-            return coco_instance_targets(record, rules, image_size, size, where)
+            return coco_instance_targets(record, rules, frame, where)
         if "segments_info" in record and label_map is not None:
-            return coco_panoptic_targets(record, label_map, rules, image_size, size, where)
+            return coco_panoptic_targets(record, label_map, rules, frame, where)
         raise ValueError(
             f"{where}: annotations must be COCO instance records (key annotations) alone, or COCO panoptic records "
             f"(key segments_info) together with their PNGs in segmentation_maps; got keys {sorted(record)}"
         )
     if inputs.instance_id_to_semantic_id is not None:
         table = inputs.instance_id_to_semantic_id[index]
-        return instance_map_targets(label_map, table, rules, image_size, size, where)
-    return semantic_map_targets(label_map, rules, image_size, size, where)
+        return instance_map_targets(label_map, table, rules, frame, where)
+    return semantic_map_targets(label_map, rules, frame, where)
 
 
 def _wrap(value: Any, is_one_image: bool) -> Any:

@@ -21,14 +21,28 @@ class TrainState:
 
 
 class Budget:
-    """Progress from 0 to 1 over the budgets a configuration sets; drives schedule, evaluations and the end."""
+    """Progress from 0 to 1 over the budgets a configuration sets; drives schedule, evaluations and the end.
 
-    def __init__(self, config: TrainConfig, *, num_images: int, images_per_step: int) -> None:
+    Args:
+        config: its budgets count.
+        num_images: of an epoch; None where that is not known, as for streamed data.
+        images_per_step: over all processes.
+
+    Raises:
+        ValueError: a budget in epochs whose length is not known.
+    """
+
+    def __init__(self, config: TrainConfig, *, num_images: int | None, images_per_step: int) -> None:
+        if num_images is None and config.epochs is not None:
+            raise ValueError(
+                f"epochs is {config.epochs}, but the length of streamed data is not known: give max_steps or "
+                "max_minutes, or load the data without streaming"
+            )
         self.max_steps = config.max_steps
         self.epochs = config.epochs
         self.max_minutes = config.max_minutes
         self.evaluations = config.evaluations
-        self.epochs_per_step = images_per_step / num_images
+        self.epochs_per_step = 0.0 if num_images is None else images_per_step / num_images
 
     def progress(self, state: TrainState) -> float:
         spent = []

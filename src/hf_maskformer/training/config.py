@@ -35,11 +35,14 @@ FIELDS_FIXED_BY_RESUME = (
     "warmup_steps",
     "max_grad_norm",
     "mixed_precision",
+    "augmentation",
     "crop_size",
     "scale_range",
     "flip_probability",
     "color_jitter",
     "max_class_fraction",
+    "vertical_flip_probability",
+    "copy_paste_probability",
     "intensity_range",
     "seed",
     # The weights of RUN/best are the best on one set of images.
@@ -58,7 +61,7 @@ def option(default: Any, help: str) -> Any:
 class TrainConfig:
     """One training run. It needs `epochs`, `max_steps` or `max_minutes`; the first one reached ends it."""
 
-    dataset: str = option("scenes", "dataset folder, or 'scenes' for the built-in drawn scenes")
+    dataset: str = option("scenes", "dataset folder, Hub id, or 'scenes' for the built-in drawn scenes")
     output_dir: str = option("runs/train", "where best/, final/, metrics.json, log.jsonl, checkpoints/, samples/ go")
     preset: str = option("maskformer-light", "architecture; `hf-maskformer presets` lists them")
     init_from: str | None = option(
@@ -95,11 +98,26 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast type of the forward pass")
     seed: int = option(0, "of weights, data order, augmentation and dropout")
 
-    crop_size: tuple[int, int] | None = option(None, "HEIGHT WIDTH of a training crop; default: the preset's canvas")
-    scale_range: tuple[float, float] = option((0.5, 2.0), "LOW HIGH of the random resize before the crop")
-    flip_probability: float = option(0.5, "of a left-right flip")
-    color_jitter: bool = option(True, "random brightness, contrast, saturation and hue")
+    augmentation: str | None = option(
+        None, "published augmentation by name, such as mask2former-coco; the options below override its parts"
+    )
+    crop_size: tuple[int, int] | None = option(
+        None, "HEIGHT WIDTH of a training crop; default: the augmentation's, else the preset's canvas"
+    )
+    scale_range: tuple[float, float] | None = option(
+        None, "LOW HIGH of the random resize before the crop; default: the augmentation's, else 0.5 2.0"
+    )
+    flip_probability: float | None = option(None, "of a left-right flip; default: the augmentation's, else 0.5")
+    vertical_flip_probability: float | None = option(
+        None, "of an upside-down flip; default: the augmentation's, else 0"
+    )
+    color_jitter: bool | None = option(
+        None, "random brightness, contrast, saturation and hue; default: the augmentation's, else on"
+    )
     max_class_fraction: float | None = option(None, "try again while one class fills more than this part of a crop")
+    copy_paste_probability: float | None = option(
+        None, "of pasting objects of another image (not for semantic); default: the augmentation's, else 0"
+    )
     num_workers: int = option(1, "processes that read and augment images; 0: in the training process")
     on_bad_sample: Literal["raise", "skip"] = option(
         "raise", "an unreadable image ends the run, or is logged and passed"
@@ -310,9 +328,11 @@ def parsed_flags(namespace: Any) -> dict[str, Any]:
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
     """ValueError naming every option in which a resumed run differs from the one that wrote `stored`."""
     current = json.loads(json.dumps(config.to_dict()))
+    # The reader processes share streamed data out among them, so another number of them is another order.
+    fixed = (*FIELDS_FIXED_BY_RESUME, *(("num_workers",) if config.dataset_options.get("streaming") else ()))
     differing = [
         f"{name}: {stored[name]!r} then, {current[name]!r} now"
-        for name in FIELDS_FIXED_BY_RESUME
+        for name in fixed
         if name in stored and stored[name] != current[name]
     ]
     if differing:

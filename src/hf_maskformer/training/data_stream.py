@@ -3,13 +3,24 @@
 The stream is one seeded permutation of the dataset after the other. Optimizer step s takes the S = batch_size x
 accumulation x processes images from position s * S on, whoever computes them: the same images make up step s for 8
 images on one process, for 2 processes with 4, and for 4 accumulated batches of 2.
+
+Streamed data has no positions: there each reader process goes through its own part of the files, epoch after epoch.
+The same run with the same numbers of processes and readers sees the same images, but other numbers divide them anew.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+
+from hf_maskformer.data.sample import Sample
+from hf_maskformer.data.stream import TrainingStream
+
+MAX_EMPTY_EPOCHS = 100  # a reader may get nothing in one epoch, but other files in the next
+
+logger = logging.getLogger(__name__)
 
 
 class StreamDataset(Dataset):
@@ -61,3 +72,55 @@ def micro_batches(
 ) -> Iterator[Any]:
     """Collated batches in stream order, read ahead by `num_workers` processes."""
     return iter(DataLoader(stream, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers))
+
+
+class EndlessSamples(IterableDataset[Sample]):
+    """The samples of a `TrainingStream`, epoch after epoch, without those that were used before a run was resumed.
+
+    Args:
+        stream: its epochs are opened one after the other.
+        batch_size: samples per batch.
+        first_batch: batches of this process that were used before, as many from each reader.
+    """
+
+    def __init__(self, stream: TrainingStream, *, batch_size: int, first_batch: int) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[Sample]:
+        """ValueError if there are no samples at all."""
+        reader = get_worker_info()
+        used = self.first_batch // (1 if reader is None else reader.num_workers) * self.batch_size
+        epoch = empty = 0
+        while empty < MAX_EMPTY_EPOCHS:
+            length = 0
+            for place, sample in self.stream.numbered_samples(epoch, first=used):
+                length = place + 1
+                if sample is not None:
+                    yield sample
+            used = max(0, used - length)
+            empty = 0 if length else empty + 1
+            epoch += 1
+        raise ValueError(f"{self.stream.data!r}: no sample was found in {MAX_EMPTY_EPOCHS} passes")
+
+
+def streamed_batches(
+    stream: TrainingStream,
+    collate: Callable[[list[Any]], Any],
+    *,
+    batch_size: int,
+    first_batch: int,
+    num_workers: int,
+) -> Iterator[Any]:
+    """Endless collated batches of streamed data; no more reader processes than there are files."""
+    readers = min(num_workers, stream.num_shards)
+    if readers < num_workers:
+        logger.warning("%d reader processes instead of %d: the data has no more files", readers, num_workers)
+    # A loader begins with its first reader, so the batches of an unfinished round are read again and passed over.
+    unfinished = first_batch % max(1, readers)
+    samples = EndlessSamples(stream, batch_size=batch_size, first_batch=first_batch - unfinished)
+    batches = iter(DataLoader(samples, batch_size=batch_size, collate_fn=collate, num_workers=readers))
+    for _ in range(unfinished):
+        next(batches)
+    return batches

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_maskformer.evaluation.evaluate import evaluate
+from hf_maskformer.evaluation.json_format import json_ready
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.checkpoint import (
     newest_checkpoint,
@@ -21,7 +22,7 @@ from hf_maskformer.training.checkpoint import (
 )
 from hf_maskformer.training.config import CONFIG_FILE, TrainConfig, check_same_run
 from hf_maskformer.training.samples import sample_sheet, spread_indices
-from hf_maskformer.training.trackers import JsonlLog, json_ready, scalars
+from hf_maskformer.training.trackers import JsonlLog, scalars
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,13 @@
 """From a TrainConfig to data, model, processor and augmentation."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_maskformer.data.augment import TrainAugmentation
+from hf_maskformer.data.augment_presets import augmentation_preset
 from hf_maskformer.data.collate import TrainingDataset
 from hf_maskformer.data.load import SegmentationData, load
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
@@ -14,9 +16,32 @@ from hf_maskformer.presets import image_processor_for, preset
 from hf_maskformer.training.checkpoint import MODEL_FOLDER
 from hf_maskformer.training.config import TrainConfig
 
+# Fields of TrainConfig that, where they are set, replace those of the augmentation.
+OVERRIDES = (
+    "scale_range",
+    "flip_probability",
+    "color_jitter",
+    "max_class_fraction",
+    "vertical_flip_probability",
+    "copy_paste_probability",
+)
+
+# Arguments of `load` that are fields of TrainConfig themselves, so that both splits and the run's record agree.
+FIELDS_OF_LOAD = {
+    "path_or_id": "dataset",
+    "split": "train_split and val_split",
+    "task": "task",
+    "format": "format",
+    "on_bad_sample": "on_bad_sample",
+    "intensity_range": "intensity_range",
+}
+
 
 def load_splits(config: TrainConfig) -> tuple[SegmentationData, SegmentationData | None]:
     """Training and evaluation data with the same classes; the second is None without `val_split`."""
+    for options in (config.dataset_options, config.val_dataset_options):
+        for name in sorted(set(options) & set(FIELDS_OF_LOAD)):
+            raise ValueError(f"dataset option {name}={options[name]!r}: set the field {FIELDS_OF_LOAD[name]} instead")
     common: dict[str, Any] = {"task": config.task, "format": config.format}
     common["on_bad_sample"] = config.on_bad_sample
     if config.intensity_range is not None:
@@ -25,6 +50,11 @@ def load_splits(config: TrainConfig) -> tuple[SegmentationData, SegmentationData
     if config.val_split is None:
         return train_data, None
     val_data = load(config.dataset, split=config.val_split, **common, **config.val_dataset_options)
+    if val_data.streaming:
+        raise ValueError(
+            f"{config.dataset}: {config.val_split} is streamed, but images to evaluate on are taken by their number: "
+            "leave streaming out of val_dataset_options"
+        )
     if val_data.label_spec.id2label != train_data.label_spec.id2label:
         raise ValueError(
             f"{config.dataset}: the classes of {config.val_split} are {val_data.label_spec.id2label}; "
@@ -61,29 +91,52 @@ def build_model(
 
 
 def build_augmentation(config: TrainConfig, processor: HfMaskFormerImageProcessor) -> TrainAugmentation:
-    """The training augmentation; its crop defaults to the processor's canvas."""
-    size = processor.size
-    crop_size = config.crop_size or (size["max_height"], size["max_width"])
-    return TrainAugmentation(
-        crop_size=crop_size,
-        scale_range=config.scale_range,
-        flip_probability=config.flip_probability,
-        color_jitter=config.color_jitter,
-        max_class_fraction=config.max_class_fraction,
-    )
+    """The training augmentation: a published one or the plain one, with the fields that `config` sets itself.
+
+    Without `augmentation` and `crop_size` the crop is the processor's canvas.
+
+    Raises:
+        ValueError: `augmentation` is not known, or has no crop of fixed size and a field that needs one is set.
+    """
+    overrides = {name: getattr(config, name) for name in OVERRIDES if getattr(config, name) is not None}
+    if config.augmentation is None:
+        canvas = (processor.size["max_height"], processor.size["max_width"])
+        return TrainAugmentation(crop_size=config.crop_size or canvas, **overrides)
+    augmentation = augmentation_preset(config.augmentation, config.crop_size)
+    needs_crop = sorted({"scale_range", "max_class_fraction"} & set(overrides))
+    if augmentation.crop_size is None and needs_crop:
+        raise ValueError(
+            f"augmentation {config.augmentation!r} has no crop of fixed size, so {needs_crop[0]} cannot be "
+            f"{overrides[needs_crop[0]]!r}"
+        )
+    if "scale_range" in overrides:
+        overrides["resize"] = None
+    return dataclasses.replace(augmentation, **overrides)
 
 
 def training_processor(
-    processor: HfMaskFormerImageProcessor, crop_size: tuple[int, int]
+    processor: HfMaskFormerImageProcessor, crop_size: tuple[int, int] | None
 ) -> HfMaskFormerImageProcessor:
-    """A processor that pads training crops to the crop's size, not to the larger canvas of evaluation."""
-    fields = {**processor.to_dict(), "size": {"max_height": crop_size[0], "max_width": crop_size[1]}}
-    return HfMaskFormerImageProcessor.from_dict(fields)
+    """A processor that pads training crops to the crop's size, not to the larger canvas of evaluation.
+
+    Without a `crop_size` it pads to the largest image of the batch, rounded up to its `size_divisor`.
+    """
+    if crop_size is None:
+        canvas = dict(processor.size).values()
+        size = {"shortest_edge": min(canvas), "longest_edge": max(canvas)}  # crops are not resized any more
+    else:
+        size = {"max_height": crop_size[0], "max_width": crop_size[1]}
+    return HfMaskFormerImageProcessor.from_dict({**processor.to_dict(), "size": size})
 
 
 def open_epoch(
     data: SegmentationData, augmentation: TrainAugmentation, seed: int, on_bad_sample: str, epoch: int
 ) -> TrainingDataset:
     """The training samples of one epoch, augmented as no other epoch's."""
-    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    return TrainingDataset(data, augmentation, seed=epoch_seed, on_bad_sample=on_bad_sample)
+    return TrainingDataset(
+        data,
+        augmentation,
+        seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
+        on_bad_sample=on_bad_sample,
+        copy_paste_probability=augmentation.copy_paste_probability,
+    )

@@ -1,11 +1,12 @@
 """Where the numbers of a run go: one JSON object per line in log.jsonl, and a progress bar."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from hf_maskformer.evaluation.json_format import json_ready
 
 
 class JsonlLog:
@@ -58,19 +59,11 @@ class ProgressBar:
         self.bar.set_postfix(values, refresh=False)
         self.bar.update(100.0 * min(progress, 1.0) - self.bar.n)
 
-    def close(self) -> None:
-        self.bar.close()
+    def __enter__(self) -> "ProgressBar":
+        return self
 
-
-def json_ready(value: Any) -> Any:
-    """Arrays and numpy numbers as lists and numbers, and nan, which JSON does not know, as None."""
-    if isinstance(value, dict):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
-    if hasattr(value, "tolist"):
-        return json_ready(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()  # an error's message begins on a line of its own
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -3,7 +3,8 @@
 Each optimizer step reads a whole accumulation window before its first backward, because the losses are local sums over
 the window's global counts (`model.loss_normalizer`): the gradient is then the same for 8 images in one pass, in
 4 accumulated passes of 2, and on 2 processes with 4 each. Random numbers of a step depend on (seed, step, process) and
-the data order on (seed, position), so a resumed run repeats what an uninterrupted one does.
+the data order on (seed, position), so a resumed run repeats what an uninterrupted one does. Streamed data has an order
+for each number of processes and of reader processes.
 """
 
 import math
@@ -20,10 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from hf_maskformer.data.collate import Collator
+from hf_maskformer.data.stream import TrainingStream
 from hf_maskformer.training.budget import Budget, TrainState
 from hf_maskformer.training.checkpoint import load_optimizer, load_state
 from hf_maskformer.training.config import TrainConfig
-from hf_maskformer.training.data_stream import MicroBatches, StreamDataset, micro_batches
+from hf_maskformer.training.data_stream import MicroBatches, StreamDataset, micro_batches, streamed_batches
 from hf_maskformer.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from hf_maskformer.training.run import Keeper, open_run
 from hf_maskformer.training.setup import build_augmentation, build_model, load_splits, open_epoch, training_processor
@@ -48,43 +50,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
     optimizer, state = open_optimizer(config, model, accelerator, checkpoint)
     batches = open_batches(config, train_data, processor, accelerator, first_step=state.step)
     images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    budget = Budget(config, num_images=len(train_data), images_per_step=images_per_step)
+    num_images = None if train_data.streaming else len(train_data)
+    budget = Budget(config, num_images=num_images, images_per_step=images_per_step)
     model, optimizer = accelerator.prepare(model, optimizer)
     keeper = Keeper(run, config, accelerator, model, processor, optimizer, val_data, resume_step=state.step)
 
     model.train()
-    bar = ProgressBar(enabled=accelerator.is_main_process)
     means = RunningMean()
-    while budget.progress(state) < 1.0:
-        if budget.evaluation_due(state):
-            keeper.evaluate(state)
-        started = time.perf_counter()
-        seed_step(config.seed, state.step, accelerator.process_index)
-        window = [move(next(batches), accelerator.device) for _ in range(config.gradient_accumulation_steps)]
-        data_seconds = time.perf_counter() - started
+    with ProgressBar(enabled=accelerator.is_main_process) as bar:
+        while budget.progress(state) < 1.0:
+            if budget.evaluation_due(state):
+                keeper.evaluate(state)
+            started = time.perf_counter()
+            seed_step(config.seed, state.step, accelerator.process_index)
+            window = [move(next(batches), accelerator.device) for _ in range(config.gradient_accumulation_steps)]
+            data_seconds = time.perf_counter() - started
 
-        factor = learning_rate_factor(
-            config.schedule, step=state.step, progress=budget.progress(state), warmup_steps=config.warmup_steps
-        )
-        set_learning_rate(optimizer.param_groups, factor)
-        values = training_step(
-            accelerator, model, optimizer, window, step=state.step, max_grad_norm=config.max_grad_norm
-        )
+            factor = learning_rate_factor(
+                config.schedule, step=state.step, progress=budget.progress(state), warmup_steps=config.warmup_steps
+            )
+            set_learning_rate(optimizer.param_groups, factor)
+            values = training_step(
+                accelerator, model, optimizer, window, step=state.step, max_grad_norm=config.max_grad_norm
+            )
 
-        state.step += 1
-        seconds = time.perf_counter() - started
-        # Every process must leave the loop at the same step: the main process's clock counts.
-        state.seconds += shared_float(seconds, accelerator)
-        means.add({**values, "seconds_per_step": seconds, "data_seconds": data_seconds})
-        if state.step % config.log_every == 0:
-            logged = means.pop()
-            logged["images_per_second"] = images_per_step / logged["seconds_per_step"]
-            logged["learning_rate"] = config.learning_rate * factor
-            keeper.log(state, progress=budget.progress(state), **logged)
-            bar.show(budget.progress(state), step=str(state.step), loss=f"{logged['loss']:.3f}")
-        if state.step % config.checkpoint_every == 0:
-            keeper.save_checkpoint(state)
-    bar.close()
+            state.step += 1
+            seconds = time.perf_counter() - started
+            # Every process must leave the loop at the same step: the main process's clock counts.
+            state.seconds += shared_float(seconds, accelerator)
+            means.add({**values, "seconds_per_step": seconds, "data_seconds": data_seconds})
+            if state.step % config.log_every == 0:
+                logged = means.pop()
+                logged["images_per_second"] = images_per_step / logged["seconds_per_step"]
+                logged["learning_rate"] = config.learning_rate * factor
+                keeper.log(state, progress=budget.progress(state), **logged)
+                bar.show(budget.progress(state), step=str(state.step), loss=f"{logged['loss']:.3f}")
+            if state.step % config.checkpoint_every == 0:
+                keeper.save_checkpoint(state)
     del batches  # ends the reader processes
     return keeper.finish(state)
 
@@ -154,6 +156,24 @@ def open_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's augmented and collated batches, from `first_step` on."""
     augmentation = build_augmentation(config, processor)
+    collate = Collator(training_processor(processor, augmentation.crop_size))
+    if data.streaming:
+        samples = TrainingStream(
+            data,
+            augmentation,
+            config.seed,
+            config.on_bad_sample,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            copy_paste_probability=augmentation.copy_paste_probability,
+        )
+        return streamed_batches(
+            samples,
+            collate,
+            batch_size=config.batch_size,
+            first_batch=first_step * config.gradient_accumulation_steps,
+            num_workers=config.num_workers,
+        )
     stream = StreamDataset(
         partial(open_epoch, data, augmentation, config.seed, config.on_bad_sample), length=len(data), seed=config.seed
     )
@@ -164,7 +184,6 @@ def open_batches(
         process=accelerator.process_index,
         first_step=first_step,
     )
-    collate = Collator(training_processor(processor, augmentation.crop_size))
     return micro_batches(stream, sampler, collate, num_workers=config.num_workers)
 
 

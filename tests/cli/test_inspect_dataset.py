@@ -1,0 +1,112 @@
+"""`hf-maskformer inspect-dataset`: text, JSON, the sheet of overlays and the exit codes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_maskformer.cli.inspect_dataset import draw_picture, draw_sheet, enlarge, stripe
+from hf_maskformer.cli.main import main
+from hf_maskformer.data.inspection import inspect_dataset
+
+
+@pytest.fixture
+def folder(semantic_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(semantic_folder, tmp_path / "streets"))
+
+
+def test_text_json_and_overlays(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert main(["inspect-dataset", str(folder), "--output-dir", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert "format semantic_maps" in text
+    assert "train: 4 images, sizes (width x height) 64x48 (4)" in text
+    assert "problems: none" in text
+    numbers = json.loads((output / "streets.json").read_text())
+    assert [(split["split"], split["images"]) for split in numbers["splits"]] == [("train", 4), ("val", 2)]
+    assert numbers["splits"][0]["classes"][1] == {
+        "label_id": 1,
+        "name": "right",
+        "isthing": False,
+        "images": 4,
+        "segments": 4,
+        "pixels": 4 * 32 * 48,
+        "share": 0.5,
+        "crowds": 0,
+        "crowd_pixels": 0,
+    }
+    assert numbers["problem_counts"] == {"errors": 0, "warnings": 0, "by_kind": {}}
+    with Image.open(output / "streets.png") as sheet:
+        assert sheet.width > 2000
+
+
+def test_files_can_be_named_and_splits_chosen(folder: Path, tmp_path: Path) -> None:
+    numbers, overlays = tmp_path / "a" / "n.json", tmp_path / "b" / "o.png"
+    words = ["inspect-dataset", folder, "--split", "val", "--format", "semantic_maps", "--task", "semantic"]
+    words += ["--json", numbers, "--overlays", overlays, "--output-dir", tmp_path / "unused"]
+    assert main([*map(str, words)]) == 0
+    assert [split["split"] for split in json.loads(numbers.read_text())["splits"]] == ["val"]
+    assert overlays.is_file()
+    assert not (tmp_path / "unused").exists()
+
+
+def test_problems_are_printed_and_strict_fails(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "train" / "images" / "train0.png").write_bytes(b"")
+    shutil.copy(folder / "train" / "images" / "train1.png", folder / "val" / "images" / "val0.png")
+    words = ["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "problems: 2 (1 that training would stop at, 1 warnings)" in text
+    assert "  error   train/images/train0.png: cannot be read as an image" in text
+    assert "  warning val/images/val0.png is the same image as train/images/train1.png" in text
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--strict"])
+    assert stopped.value.code == 1
+    (folder / "train" / "images" / "train0.png").unlink()
+    (folder / "train" / "labels" / "train0.png").unlink()
+    assert main([*words, "--strict"]) == 0  # the warning is left
+
+
+def test_a_set_of_which_nothing_can_be_read_gives_no_picture(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*/images/*"):
+        file.write_bytes(b"")
+    assert main(["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["streets.json"]
+
+
+def test_what_is_no_dataset_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect-dataset", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["inspect-dataset", str(tmp_path), "--dataset-options", "color=1"]) == 2
+    assert "does not have the shape of a known format" in capsys.readouterr().err
+
+
+def test_void_is_striped_and_small_pictures_are_enlarged(folder: Path) -> None:
+    label = folder / "val" / "labels" / "val0.png"
+    values = np.array(Image.open(label))
+    values[:, :32] = 255
+    Image.fromarray(values).save(label)
+    pictures = inspect_dataset(folder, split="val").pictures
+    (picture,) = [picture for picture in pictures if picture.file.name == "val0.png"]
+    drawn = np.asarray(draw_picture(picture))
+    assert drawn.shape == (480, 640, 3)
+    image, void = np.full((40, 40, 3), 200, dtype=np.uint8), np.zeros((40, 40), dtype=bool)
+    void[:, :20] = True
+    striped = stripe(image, void)
+    assert {50, 200} == set(np.unique(striped[:, :20]).tolist())
+    assert (striped[:, 20:] == 200).all()
+    large, ids = enlarge(image, void.astype(np.int32))
+    assert (large.shape, ids.shape) == ((480, 480, 3), (480, 480))
+
+
+def test_deep_and_float_images_are_drawn(folder: Path) -> None:
+    file = folder / "val" / "images" / "val0.png"
+    Image.fromarray(np.linspace(300, 4000, 48 * 64).reshape(48, 64).astype(np.uint16)).save(file)
+    pictures = inspect_dataset(folder, split="val").pictures
+    assert len(pictures) == 2
+    assert draw_sheet(pictures).width > 2000
