@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 Pairs = list[tuple[Any, Any]]
 AP_FIGURES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -47,6 +48,7 @@ class PanopticApi:
     def __init__(self, folder: Path) -> None:
         sys.path.insert(0, str(folder))
         self.evaluation = importlib.import_module("panopticapi.evaluation")
+        self.id2rgb = importlib.import_module("panopticapi.utils").id2rgb
         self.image = self.evaluation.Image
 
     def from_files(
@@ -59,6 +61,14 @@ class PanopticApi:
                 0, annotations, str(folder / "reference"), str(folder / "prediction"), categories
             )
         return float(stat.pq_average(categories, isthing=None)[0]["pq"])
+
+    def from_ids(
+        self, references: list[Any], predictions: list[Any], maps: list[np.ndarray], folder: Path, *rest: Any
+    ) -> float:
+        """Its function reads predictions from PNG files: they are written first, as its users do."""
+        for annotation, ids in zip(predictions, maps, strict=True):
+            Image.fromarray(self.id2rgb(ids)).save(folder / "prediction" / annotation["file_name"])
+        return self.from_files(references, predictions, folder, *rest)
 
     def from_colours(
         self, references: list[Any], predictions: list[Any], colours: dict[str, np.ndarray], folder: Path, *rest: Any

@@ -145,7 +145,9 @@ def mean_iou_case(peer: peers.EvaluateMeanIoU | None, pairs: peers.Pairs, num_la
 def panoptic_cases(
     peer: peers.PanopticApi | None, pairs: peers.Pairs, things: set[int], num_labels: int, folder: Path, data: str
 ) -> Iterator[Case]:
-    """From PNG files, where both spend their time on decoding, and from the same colours in memory."""
+    """From a model's id maps, which the peer takes as PNG files only; from PNG files on both sides, where the decoder
+    takes most of the time; and from the same colours in memory, without any file.
+    """
     sides = dict(zip(("prediction", "reference"), map(list, zip(*pairs, strict=True)), strict=True))
     annotations = {name: list(inputs.write_panoptic_pngs(folder / name, side)) for name, side in sides.items()}
     colours = {
@@ -168,11 +170,21 @@ def panoptic_cases(
         with Image.open(path) as png:
             return np.asarray(png)
 
+    def ours_from_ids() -> float:
+        metric = PanopticQuality(sorted(things), num_labels)
+        for prediction, actual in zip(sides["prediction"], annotations["reference"], strict=True):
+            ids = panoptic_png_to_ids(read_png(str(folder / "reference" / actual["file_name"])))
+            metric.update([prediction], [{"segmentation": ids, **actual}])
+        return float(metric.compute()["pq"])
+
     name = "panopticapi single core"
     rest = (folder, things, num_labels)
     both = (annotations["reference"], annotations["prediction"])
+    maps = [entry["segmentation"] for entry in sides["prediction"]]
+    from_ids = partial(peer.from_ids, *both, maps, *rest) if peer else None
     from_files = partial(peer.from_files, *both, *rest) if peer else None
     from_colours = partial(peer.from_colours, *both, colours, *rest) if peer else None
+    yield Case("panoptic_quality", data, "predicted ids to result", ours_from_ids, {name: from_ids})
     yield Case("panoptic_quality", data, "PNG files to result", partial(ours, read_png), {name: from_files})
     yield Case(
         "panoptic_quality", data, "PNG colours to result", partial(ours, colours.__getitem__), {name: from_colours}

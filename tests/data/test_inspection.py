@@ -303,9 +303,9 @@ def test_broken_coco_sample(shared_data: Path, tmp_path: Path) -> None:
     broken = inspect_dataset(root)
     check_all_found(broken, planted)
     (before,), (after,) = whole.splits, broken.splits
-    assert (before.images, after.images) == (2, 3)  # the third is the one added image with a whole map
+    assert (before.images, after.images) == (2, 4)  # two added images: one whole, one whose pixels are cut off
     assert sum(entry.segments + entry.crowds for entry in before.classes) == 18 + 32
-    assert sum(entry.segments + entry.crowds for entry in after.classes) == 18 + 32 - 2 + 18
+    assert sum(entry.segments + entry.crowds for entry in after.classes) == 18 + 32 - 2 + 18 + 18
 
 
 def test_broken_hippocampus(shared_data: Path, tmp_path: Path) -> None:

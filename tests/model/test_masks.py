@@ -277,6 +277,19 @@ def test_segmentation_of_another_size_or_kind_is_refused():
         segmentation_to_mask([0, 0, 4, 4, 0, 4], 8, 8)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (9, 11), (0, 4)])
+@pytest.mark.parametrize("arrange", [np.ascontiguousarray, np.asfortranarray, lambda a: a[::-1, ::-1], np.int64])
+def test_panoptic_colours_in_any_order_of_memory(size, arrange):
+    colours = np.random.RandomState(0).randint(0, 256, (*size, 3)).astype(np.uint8)
+    colours[:1, :1] = 255
+    given = arrange(colours)
+    expected = given.astype(np.int64) @ np.array([1, 256, 256**2])
+    ids = panoptic_png_to_ids(given)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, expected)
+    assert ids.flags.writeable
+
+
 def test_panoptic_png_round_trip():
     ids = np.array([[0, 1, 255], [256, 65536, 256**3 - 1]])
     png = ids_to_panoptic_png(ids)

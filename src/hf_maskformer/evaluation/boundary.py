@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_maskformer.evaluation.metric import Metric, check_dilation_ratio, check_labels, check_num_labels, to_numpy
+from hf_maskformer.evaluation.metric import (
+    Metric,
+    check_dilation_ratio,
+    check_labels,
+    check_num_labels,
+    semantic_map,
+    to_numpy,
+)
 
 DILATION_RATIO = 0.02  # boundary width as a share of the diagonal: paper, section 5
 
@@ -153,8 +160,8 @@ class BoundaryIoU(Metric):
         self.union += other.union
 
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
-        predicted = _class_map(prediction, f"{where}, prediction")
-        actual = _class_map(reference, f"{where}, reference")
+        predicted = semantic_map(prediction, f"{where}, prediction")
+        actual = semantic_map(reference, f"{where}, reference")
         if predicted.shape != actual.shape:
             raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
         counted = actual != self.ignore_index  # (H, W)
@@ -211,13 +218,4 @@ def _binary_mask(value: Any, name: str) -> np.ndarray:
     array = to_numpy(value).astype(bool)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (H, W), got {array.shape}")
-    return array
-
-
-def _class_map(value: Any, where: str) -> np.ndarray:
-    array = to_numpy(value)
-    if array.ndim != 2:
-        raise ValueError(f"{where}: a semantic map must have shape (H, W), got {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{where}: a semantic map must hold integers, got {array.dtype}")
     return array

@@ -102,6 +102,29 @@ def check_dilation_ratio(dilation_ratio: float) -> None:
         raise ValueError(f"dilation_ratio must be above 0 and at most 1, got {dilation_ratio}")
 
 
+def semantic_map(value: Any, where: str) -> np.ndarray:
+    """The (H, W) integer array of a semantic map; ValueError for any other shape or type."""
+    array = to_numpy(value)
+    if array.ndim != 2:
+        raise ValueError(f"{where}: a semantic map must have shape (H, W), got {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{where}: a semantic map must hold integers, got {array.dtype}")
+    return array
+
+
+def ratio_or_nan(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise division; nan where the denominator is 0."""
+    result = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Mean of the values that are not nan; nan where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
 def check_labels(labels: np.ndarray, num_labels: int, where: str) -> None:
     """Raises ValueError for the first label outside 0..num_labels - 1."""
     if labels.size and (labels.min() < 0 or labels.max() >= num_labels):

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from hf_maskformer.evaluation.map_pairs import count_pairs, map_pairs
-from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
+from hf_maskformer.evaluation.metric import (
+    Metric,
+    check_labels,
+    check_num_labels,
+    mean_of_known,
+    ratio_or_nan,
+    semantic_map,
+)
 
 
 class MeanIoU(Metric):
@@ -46,12 +53,12 @@ class MeanIoU(Metric):
         correct = np.diagonal(self.confusion).astype(np.float64)  # (K,)
         in_reference = self.confusion.sum(axis=1)  # (K,)
         in_prediction = self.confusion[:, : self.num_labels].sum(axis=0)  # (K,)
-        iou = _ratio(correct, in_reference + in_prediction - correct)
-        accuracy = _ratio(correct, in_reference)
+        iou = ratio_or_nan(correct, in_reference + in_prediction - correct)
+        accuracy = ratio_or_nan(correct, in_reference)
         return {
-            "mean_iou": _mean(iou),
-            "overall_accuracy": float(_ratio(correct.sum(keepdims=True), in_reference.sum(keepdims=True))[0]),
-            "mean_accuracy": _mean(accuracy),
+            "mean_iou": mean_of_known(iou),
+            "overall_accuracy": float(ratio_or_nan(correct.sum(keepdims=True), in_reference.sum(keepdims=True))[0]),
+            "mean_accuracy": mean_of_known(accuracy),
             "per_category_iou": iou.tolist(),
             "per_category_accuracy": accuracy.tolist(),
         }
@@ -64,8 +71,8 @@ class MeanIoU(Metric):
         self.confusion += other.confusion
 
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
-        predicted = _integer_map(prediction, f"{where}, prediction")
-        actual = _integer_map(reference, f"{where}, reference")
+        predicted = semantic_map(prediction, f"{where}, prediction")
+        actual = semantic_map(reference, f"{where}, reference")
         if predicted.shape != actual.shape:
             raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
         labels, given, lengths = map_pairs(actual, predicted)  # (R,), (R,), (R,) or None
@@ -78,25 +85,3 @@ class MeanIoU(Metric):
             given = np.where(given == self.void_index, self.num_labels, given.astype(np.int64, copy=False))
         check_labels(given, self.num_labels + (self.void_index is not None), f"{where}, prediction")
         self.confusion += count_pairs(labels, given, lengths, self.confusion.shape)  # (K, K + 1)
-
-
-def _integer_map(value: Any, where: str) -> np.ndarray:
-    array = to_numpy(value)
-    if array.ndim != 2:
-        raise ValueError(f"{where}: a semantic map must have shape (H, W), got {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{where}: a semantic map must hold integers, got {array.dtype}")
-    return array
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Elementwise division; nan where the denominator is 0."""
-    result = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=result, where=denominator > 0)
-    return result
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are not nan; nan where there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

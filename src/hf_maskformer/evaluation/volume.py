@@ -11,7 +11,14 @@ from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 
 from hf_maskformer.evaluation.map_pairs import count_pairs, map_pairs
-from hf_maskformer.evaluation.metric import Metric, check_labels, check_num_labels, to_numpy
+from hf_maskformer.evaluation.metric import (
+    Metric,
+    check_labels,
+    check_num_labels,
+    mean_of_known,
+    ratio_or_nan,
+    to_numpy,
+)
 
 HAUSDORFF_PERCENTILE = 95
 LEAF_SIZE = 32  # of the KD tree: it answers one batch of queries, so larger leaves than scipy's are faster
@@ -79,12 +86,12 @@ class VolumeDice(Metric):
             (volume, class) pairs that are in no mean. `per_category_missed`, `per_category_invented`: volumes where
             only the reference, only the prediction has the class.
         """
-        dice = _ratio(self.dice_sum, self.dice_count)
-        hd95 = _ratio(self.hd95_sum, self.hd95_count)
+        dice = ratio_or_nan(self.dice_sum, self.dice_count)
+        hd95 = ratio_or_nan(self.hd95_sum, self.hd95_count)
         pairs = self.num_images * len(self._classes())
         return {
-            "dice": _mean(dice),
-            "hd95": _mean(hd95),
+            "dice": mean_of_known(dice),
+            "hd95": mean_of_known(hd95),
             "per_category_dice": dice.tolist(),
             "per_category_hd95": hd95.tolist(),
             "dice_undefined": pairs - int(self.dice_count.sum()),
@@ -211,16 +218,3 @@ def _surface_distances(start: np.ndarray, goal: np.ndarray, step: np.ndarray) ->
         tree = KDTree(np.argwhere(goal) * step, leafsize=LEAF_SIZE)
         distances[apart] = tree.query(np.argwhere(start)[apart] * step)[0]
     return distances
-
-
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Elementwise division; nan where the count is 0."""
-    result = np.full(total.shape, np.nan)
-    np.divide(total, count, out=result, where=count > 0)
-    return result
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are not nan; nan where there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

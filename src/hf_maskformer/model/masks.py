@@ -221,8 +221,19 @@ def panoptic_png_to_ids(image: np.ndarray) -> np.ndarray:
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(f"panoptic PNG must have shape (H, W, 3), got {array.shape}")
-    red, green, blue = (array[..., channel].astype(np.int32) for channel in range(3))
-    return red + 256 * green + 256**2 * blue  # (H, W)
+    if array.dtype != np.uint8 or array.size == 0:
+        red, green, blue = (array[..., channel].astype(np.int32) for channel in range(3))
+        return red + 256 * green + 256**2 * blue  # (H, W)
+    # A pixel is read as the four bytes from its red on; the fourth is the next pixel's and is masked out. The last
+    # pixel has no next one.
+    height, width = array.shape[:2]
+    pixels = np.ascontiguousarray(array)
+    ids = np.empty(height * width, dtype="<u4")
+    fours = np.ndarray(height * width - 1, dtype="<u4", buffer=pixels, strides=(3,))
+    np.bitwise_and(fours, MAX_PANOPTIC_ID, out=ids[:-1])
+    red, green, blue = pixels[-1, -1].tolist()
+    ids[-1] = red + 256 * green + 256**2 * blue
+    return ids.view("<i4").astype(np.int32, copy=False).reshape(height, width)  # (H, W)
 
 
 def ids_to_panoptic_png(ids: np.ndarray | torch.Tensor) -> np.ndarray:
