@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from process_memory import reset_peak, resident
 
 from hf_maskformer.data.collate import Collator
 from hf_maskformer.data.sample import Sample, make_segment, segment_masks
@@ -133,18 +134,6 @@ def touch(batch: Any) -> None:
     """Writes every tensor over itself."""
     for tensor in tensors(batch):
         tensor.add_(0) if tensor.dtype != torch.bool else tensor.logical_or_(torch.zeros((), dtype=torch.bool))
-
-
-def resident(field: str) -> int:
-    """Bytes: VmRSS = resident now, VmHWM = the most since `reset_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark needs Linux")
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import metric_peers as peers
 import numpy as np
 import torch
 from PIL import Image
+from process_memory import reset_peak, resident
 
 from hf_maskformer.evaluation import MaskAveragePrecision, MeanIoU, PanopticQuality
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png, panoptic_png_to_ids
@@ -40,6 +41,7 @@ TOLERANCE = 1e-9
 LEAST_TIMED = 0.05  # seconds; a shorter call is repeated within a round
 GOALS = {"mean_iou": 30, "panoptic_quality": 5, "average_precision": 3}
 MEMORY_GOAL_MB = 500
+MB = 2**20
 MEMORY_CASES = ("mean_iou", "panoptic_quality", "average_precision", "average_precision_rle")
 PEER_FOLDERS = {"panopticapi": "panopticapi/evaluation.py", "evaluate_mean_iou": "mean_iou.py"}
 
@@ -268,8 +270,8 @@ def measure_memory(name: str, images: int) -> dict[str, Any]:
 
 def evaluate_and_watch(name: str, images: int) -> dict[str, Any]:
     """Evaluates images that are made one at a time; resident memory of this process in MB."""
-    imported = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: importing has its own
+    imported = resident("VmRSS") / MB
+    reset_peak()
     metric: Any = {"mean_iou": MeanIoU(inputs.CLASSES + 1)}.get(name)
     if name == "panoptic_quality":
         metric = PanopticQuality(range(inputs.CLASSES), inputs.CLASSES)
@@ -278,7 +280,7 @@ def evaluate_and_watch(name: str, images: int) -> dict[str, Any]:
     for seed in range(images):
         metric.update(*([entry] for entry in memory_entries(name, seed)))
     metric.compute()
-    peak = resident("VmHWM")
+    peak = resident("VmHWM") / MB
     figures = {"imported_mb": imported, "peak_mb": peak, "added_mb": peak - imported}
     return {"metric": name, **{key: round(value) for key, value in figures.items()}}
 
@@ -294,13 +296,6 @@ def memory_entries(name: str, seed: int) -> tuple[Any, Any]:
     scores = np.random.default_rng(seed).random(inputs.INSTANCES)
     found = {"masks": prediction.codes(), "scores": scores, "labels": prediction.labels}
     return found, {"masks": reference.codes(), "labels": reference.labels}
-
-
-def resident(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    raise ValueError(f"/proc/self/status has no {key}")
 
 
 def table(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> Iterator[str]:

@@ -159,6 +159,12 @@ def test_rows_of_a_sheet_have_the_shape_of_their_images():
     assert sheet.getpixel((6 + 45, 12 + 60 + 134)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize(("size", "height"), [((2, 3000), 180), ((3000, 2), 1), ((60, 90), 135)])
+def test_rows_of_narrow_images_are_not_endless(size, height):
+    sheet = contact_sheet([Image.new("RGB", size, (255, 0, 0))] * 2, columns=2, cell_width=90)
+    assert sheet.size == (2 * 90 + 3 * 6, height + 2 * 6)
+
+
 def test_hatched_pixels_are_dark_and_the_others_unchanged():
     segmentation, segments = two_segments()
     void = segmentation == 0

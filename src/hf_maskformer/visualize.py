@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_maskformer.palette import id_color
 
 __all__ = [
+    "MAX_ROW_SHAPE",
     "AnyImage",
     "contact_sheet",
     "draw_errors",
@@ -33,6 +34,7 @@ LABEL_BACKGROUND = (16, 16, 20, 190)
 MAX_LEGEND_SWATCHES = 4
 HATCH_DARK, HATCH_LIGHT = (39, 39, 42), (82, 82, 91)
 HATCH_PERIOD, HATCH_LINE = 10, 3  # pixels, along a row
+MAX_ROW_SHAPE = 2.0  # largest height of a row of a contact sheet / width of its cells
 ERROR = (220, 38, 38)
 ERROR_BACKGROUND = 0.65  # how far pixels that are right fade to white
 
@@ -146,7 +148,8 @@ def contact_sheet(
         images: PIL images or uint8 arrays; they may differ in size.
         columns: pictures in a row.
         titles: one line per image, shortened where it is too long.
-        cell_width: width of a cell in pixels; the height of a row follows from the median shape of its images.
+        cell_width: width of a cell in pixels; the height of a row follows from the median shape of its images
+            and is at most `MAX_ROW_SHAPE` times as large.
     """
     if not images:
         raise ValueError("images must hold at least one image, got none")
@@ -160,7 +163,8 @@ def contact_sheet(
     font = ImageFont.load_default(size=max(11, cell_width // 24))
     title_height = 0 if titles is None else _text_size("Ag", font)[1] + gap
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    heights = [round(cell_width * float(np.median([one.height / one.width for one in row]))) for row in rows]
+    shapes = [min(float(np.median([one.height / one.width for one in row])), MAX_ROW_SHAPE) for row in rows]
+    heights = [max(1, round(cell_width * shape)) for shape in shapes]
     full_height = sum(heights) + len(rows) * (title_height + gap) + gap
     sheet = Image.new("RGB", (columns * (cell_width + gap) + gap, full_height), PAPER)
     draw = ImageDraw.Draw(sheet)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -192,6 +193,56 @@ def test_options_that_have_a_flag_of_their_own(ours, folders, tmp_path, capsys):
     assert "worst must be at least 0" in failure(
         capsys, ["evaluate", "--worst", "-1", "--report-dir", str(tmp_path / "r"), *words[1:]]
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--device", "foo"), "--device 'foo' is not there; devices of this machine: cpu"),
+        (("--device", "cuda:99"), "--device 'cuda:99' is not there"),
+        (("--limit", "0"), "--limit is 0; it must be at least 1"),
+        (("--batch-size", "-2"), "--batch-size is -2; it must be at least 1"),
+        (("--json", "FOLDER"), "FOLDER is a folder; it must be a file"),
+        (("--json", "FILE/metrics.json"), "FILE is no folder"),
+        (("--report-dir", "FILE"), "FILE is no folder"),
+        (("--report-dir", "FILE/deep/report"), "FILE is no folder"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_read(flags, message, tmp_path, capsys):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER").mkdir()
+    flag, value = flags
+    value = str(tmp_path / value) if value.startswith("F") else value
+    words = ["evaluate", str(tmp_path / "no model"), "--dataset", str(tmp_path / "no data"), flag, value]
+    assert message in failure(capsys, words)
+
+
+def test_the_possible_task_is_named(ours, folders, tmp_path, capsys):
+    words = words_for(ours, folders, tmp_path, format="semantic")
+    error = failure(capsys, words)
+    assert "task 'panoptic' is not possible with format semantic_maps, allowed: semantic" in error
+    assert error.endswith("panoptic is the model's task: choose --task semantic")
+    error = failure(capsys, words_for(ours, folders, tmp_path, format="instance"))
+    assert error.endswith("choose --task semantic or instance")
+    asked = failure(capsys, [*words[:4], "--task", "panoptic", *words[4:]])
+    assert asked.endswith("allowed: semantic")
+
+
+def test_unreadable_images_are_counted_and_listed(ours, folders, tmp_path, capsys):
+    root = tmp_path / "semantic"
+    shutil.copytree(folders / "semantic", root)
+    (root / "val" / "images" / "0.png").write_bytes(b"")
+    words = words_for(
+        ours, tmp_path, tmp_path, "--task", "semantic", "--report-dir", tmp_path / "r", format="semantic"
+    )
+    for _ in range(2):
+        assert main(["evaluate", "--on-bad-sample", "skip", *words[1:]]) == 0
+        assert json.loads((tmp_path / "r" / "metrics.json").read_text())["skipped"] == 1
+        lines = (tmp_path / "r" / "images.csv").read_text().splitlines()
+        assert len(lines) == 3
+        assert lines[2].startswith(",")
+        assert lines[2].endswith("0.png,,cannot be read")
+        assert capsys.readouterr().out.count("skipped") == 1
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

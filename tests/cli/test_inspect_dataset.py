@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
+from data.hub_sets import cell, parquet_folder, photo, semantic_map, semantic_set
 from hf_maskformer.cli.inspect_dataset import draw_picture, draw_sheet, enlarge, stripe
 from hf_maskformer.cli.main import main
 from hf_maskformer.data.inspection import inspect_dataset
@@ -104,9 +106,62 @@ def test_void_is_striped_and_small_pictures_are_enlarged(folder: Path) -> None:
     assert (large.shape, ids.shape) == ((480, 480, 3), (480, 480))
 
 
+def test_narrow_pictures_are_enlarged_less() -> None:
+    for height, width, factor in ((2, 3000, 1), (1000, 2, 2), (48, 64, 10), (100, 600, 4)):
+        image, ids = enlarge(np.zeros((height, width, 3), dtype=np.uint8), np.zeros((height, width), dtype=np.int32))
+        assert image.shape == (factor * height, factor * width, 3)
+        assert ids.shape == image.shape[:2]
+
+
+def test_outputs_are_checked_first(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "file")]) == 2
+    captured = capsys.readouterr()
+    assert "--output-dir" in captured.err
+    assert "is no folder" in captured.err
+    assert captured.out == ""
+
+
 def test_deep_and_float_images_are_drawn(folder: Path) -> None:
     file = folder / "val" / "images" / "val0.png"
     Image.fromarray(np.linspace(300, 4000, 48 * 64).reshape(48, 64).astype(np.uint16)).save(file)
     pictures = inspect_dataset(folder, split="val").pictures
     assert len(pictures) == 2
     assert draw_sheet(pictures).width > 2000
+
+
+def hub_words(folder: Path, tmp_path: Path, *words: str) -> list[str]:
+    options = ["--dataset-options", "id2label={0: road, 1: car}", f"cache_dir={tmp_path / 'cache'}"]
+    return ["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "out"), *words, *options]
+
+
+def test_what_the_library_datasets_reads_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"image": photo(number), "label": cell(semantic_map(number))} for number in range(4)]
+    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:50]  # the header is whole
+    rows[3]["label"]["bytes"] = b"none"
+    train = Dataset.from_list(rows, features=semantic_set().features)
+    folder = parquet_folder(tmp_path / "set", train=train, validation=train.select([0]))
+    assert main(hub_words(folder, tmp_path)) == 0
+    text = capsys.readouterr().out
+    assert "format hub" in text
+    assert "problems: 3 (2 that training would stop at, 1 warnings)" in text
+    numbers = json.loads((tmp_path / "out" / "set.json").read_text())
+    assert [(split["split"], split["images"]) for split in numbers["splits"]] == [("train", 3), ("validation", 1)]
+    assert [entry["name"] for entry in numbers["splits"][0]["classes"]] == ["road", "car"]
+    found = sorted(problem["message"] for problem in numbers["problems"])
+    assert f"{folder} train row 3 (label): cannot be read as an image" in found[1]
+    assert f"{folder} train image 2: cannot be read as an image" in found[0]
+    assert f"{folder} validation image 0 is the same image as {folder} train image 0" in found[2]
+    assert Image.open(tmp_path / "out" / "set.png").width > 2000
+
+
+def test_saved_sets_are_inspected_by_split_and_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    semantic_set(2).save_to_disk(str(tmp_path / "saved"))
+    assert main(hub_words(tmp_path / "saved", tmp_path, "--split", "train", "--task", "semantic")) == 0
+    assert "train: 2 images, sizes (width x height) 8x6 (2)" in capsys.readouterr().out
+    assert main(hub_words(tmp_path / "saved", tmp_path, "--split", "val")) == 2
+    assert "has no split 'val'; splits that exist: train" in capsys.readouterr().err
+    assert main(hub_words(tmp_path / "saved", tmp_path, "--task", "panoptic")) == 2
+    assert "task 'panoptic' is not possible with the columns of" in capsys.readouterr().err
+    assert main([*hub_words(tmp_path / "saved", tmp_path), "columns={image: photo}"]) == 2
+    assert "there is no column 'photo' (given as image)" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,79 +55,105 @@ def copy_coco_sample(source: Path, target: Path) -> Path:
 # --- COCO instance ---------------------------------------------------------------------------------------------------
 
 
+class InstanceBreaker:
+    """Damage of an instances.json; hands out the images of its list one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "instances.json"
+        self.content = json.loads(self.path.read_text())
+        self.records, self.annotations = self.content["images"], self.content["annotations"]
+        self.planted: list[Planted] = []
+        self._records = iter(list(self.records))
+
+    def plant(self, kind: str, *words: object, file: str = "instances.json") -> None:
+        self.planted.append(Planted(kind, f"{self.folder.name}/{file}", tuple(map(str, words))))
+
+    def take_image(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The next image and its annotations."""
+        record = next(self._records)
+        return record, [entry for entry in self.annotations if entry["image_id"] == record["id"]]
+
+    def take(self) -> dict[str, Any]:
+        """The first annotation of the next image."""
+        return self.take_image()[1][0]
+
+    def add(self, entry: dict[str, Any], **changes: object) -> None:
+        """One more annotation, like `entry` except for the changes."""
+        self.annotations.append({**copy.deepcopy(entry), **changes})
+
+    def save(self) -> list[Planted]:
+        self.path.write_text(json.dumps(self.content))
+        return self.planted
+
+
 def break_instances(folder: Path) -> list[Planted]:
     """Damage of instances.json (not of the images) in 18 ways, each in an image of its own."""
-    path = folder / "instances.json"
-    content = json.loads(path.read_text())
-    records, annotations = content["images"], content["annotations"]
-    name = f"{folder.name}/instances.json"
-    planted: list[Planted] = []
-    of_image: Iterator[tuple[dict[str, Any], list[dict[str, Any]]]] = iter(
-        [(record, [entry for entry in annotations if entry["image_id"] == record["id"]]) for record in records]
-    )
-
-    def plant(kind: str, *words: object) -> None:
-        planted.append(Planted(kind, name, tuple(map(str, words))))
-
-    def take() -> dict[str, Any]:
-        """The first annotation of the next image."""
-        return next(of_image)[1][0]
-
-    entry = take()
-    entry["segmentation"] = [[1.0, 1.0, 5.0, 5.0]]
-    plant("broken_mask", f"annotation {entry['id']} ", "3 points")
-    entry = take()
-    height, width = entry["segmentation"]["size"]
-    entry["segmentation"] = encode_rle(np.ones((height + 1, width), dtype=bool))
-    plant("size_mismatch", f"annotation {entry['id']} ", str(height + 1))
-    entry = take()
-    entry["segmentation"] = {"size": entry["segmentation"]["size"], "counts": [5, 3]}
-    plant("broken_mask", f"annotation {entry['id']} ", "8 pixels")
-    entry = take()
-    entry["segmentation"] = {"size": entry["segmentation"]["size"], "counts": "~~~"}
-    plant("broken_mask", f"annotation {entry['id']} ")
-    entry = take()
-    entry["category_id"] = 4711
-    plant("unknown_label", f"annotation {entry['id']} ", "4711")
-    entry = take()
-    annotations.append({**copy.deepcopy(entry), "id": 900001, "image_id": 987654})
-    plant("broken_record", "annotation 900001 ", "987654")
-    entry = take()
-    entry["bbox"] = [entry["bbox"][0] + 9, *entry["bbox"][1:]]
-    plant("box_mismatch", f"annotation {entry['id']} ")
-    first, second = next(of_image)[1][:2]
-    second["id"] = first["id"]
-    plant("duplicate", f"id {first['id']} ")
-    entry = take()
-    annotations.append({**copy.deepcopy(entry), "id": 900002})
-    plant("duplicate", 900002, entry["id"])
-    entry = take()
-    entry["segmentation"] = encode_rle(np.zeros(entry["segmentation"]["size"], dtype=bool))
-    plant("empty_mask", f"annotation {entry['id']} ")
-    record, _ = next(of_image)
-    record["height"] += 3
-    planted.append(Planted("size_mismatch", f"{folder.name}/images/{record['file_name']}"))
-    records.append({**record, "id": 800001, "file_name": "never_made.jpg"})
-    plant("missing_file", "never_made.jpg")
-    entry = take()
-    del entry["segmentation"]
-    plant("broken_mask", f"annotation {entry['id']} ")
-    entry = take()
-    del entry["category_id"]
-    plant("unknown_label", f"annotation {entry['id']} ")
-    record, _ = next(of_image)
-    records.append(dict(record))
-    plant("duplicate", f"image id {record['id']} ")
-    entry = take()
-    entry["segmentation"] = {"size": entry["segmentation"]["size"]}
-    plant("broken_mask", f"annotation {entry['id']} ")
-    content["categories"].append({"id": 71})
-    plant("unknown_label", "class 71 ")
+    breaker = InstanceBreaker(folder)
+    _break_masks(breaker)
+    _break_ids_and_boxes(breaker)
+    _break_records(breaker)
     extra = folder / "images" / "extra_image.png"
     Image.fromarray(np.full((20, 30, 3), 77, dtype=np.uint8)).save(extra)
-    planted.append(Planted("unlisted_file", f"{folder.name}/images/{extra.name}"))
-    path.write_text(json.dumps(content))
-    return planted
+    breaker.plant("unlisted_file", file=f"images/{extra.name}")
+    return breaker.save()
+
+
+def _break_masks(breaker: InstanceBreaker) -> None:
+    entry = breaker.take()
+    entry["segmentation"] = [[1.0, 1.0, 5.0, 5.0]]
+    breaker.plant("broken_mask", f"annotation {entry['id']} ", "3 points")
+    entry = breaker.take()
+    height, width = entry["segmentation"]["size"]
+    entry["segmentation"] = encode_rle(np.ones((height + 1, width), dtype=bool))
+    breaker.plant("size_mismatch", f"annotation {entry['id']} ", height + 1)
+    entry = breaker.take()
+    entry["segmentation"] = {"size": entry["segmentation"]["size"], "counts": [5, 3]}
+    breaker.plant("broken_mask", f"annotation {entry['id']} ", "8 pixels")
+    entry = breaker.take()
+    entry["segmentation"] = {"size": entry["segmentation"]["size"], "counts": "~~~"}
+    breaker.plant("broken_mask", f"annotation {entry['id']} ")
+
+
+def _break_ids_and_boxes(breaker: InstanceBreaker) -> None:
+    entry = breaker.take()
+    entry["category_id"] = 4711
+    breaker.plant("unknown_label", f"annotation {entry['id']} ", "4711")
+    breaker.add(breaker.take(), id=900001, image_id=987654)
+    breaker.plant("broken_record", "annotation 900001 ", "987654")
+    entry = breaker.take()
+    entry["bbox"] = [entry["bbox"][0] + 9, *entry["bbox"][1:]]
+    breaker.plant("box_mismatch", f"annotation {entry['id']} ")
+    first, second = breaker.take_image()[1][:2]
+    second["id"] = first["id"]
+    breaker.plant("duplicate", f"id {first['id']} ")
+    entry = breaker.take()
+    breaker.add(entry, id=900002)
+    breaker.plant("duplicate", 900002, entry["id"])
+
+
+def _break_records(breaker: InstanceBreaker) -> None:
+    entry = breaker.take()
+    entry["segmentation"] = encode_rle(np.zeros(entry["segmentation"]["size"], dtype=bool))
+    breaker.plant("empty_mask", f"annotation {entry['id']} ")
+    record, _ = breaker.take_image()
+    record["height"] += 3
+    breaker.plant("size_mismatch", file=f"images/{record['file_name']}")
+    breaker.records.append({**record, "id": 800001, "file_name": "never_made.jpg"})
+    breaker.plant("missing_file", "never_made.jpg")
+    entry = breaker.take()
+    del entry["segmentation"]
+    breaker.plant("broken_mask", f"annotation {entry['id']} ")
+    entry = breaker.take()
+    del entry["category_id"]
+    breaker.plant("unknown_label", f"annotation {entry['id']} ")
+    record, _ = breaker.take_image()
+    breaker.records.append(dict(record))
+    breaker.plant("duplicate", f"image id {record['id']} ")
+    entry = breaker.take()
+    entry["segmentation"] = {"size": entry["segmentation"]["size"]}
+    breaker.plant("broken_mask", f"annotation {entry['id']} ")
+    breaker.content["categories"].append({"id": 71})
+    breaker.plant("unknown_label", "class 71 ")
 
 
 # --- COCO panoptic ---------------------------------------------------------------------------------------------------
@@ -273,6 +299,7 @@ def break_nuclei(root: Path) -> list[Planted]:
     """Images, instances.json and panoptic.json of the training split, all at once."""
     planted = break_panoptic(root)
     planted += break_instances(root / "train")
+    planted.append(Planted("broken_record", "val/instances.json", ("71",)))  # a class that only train has now
     records = json.loads((root / "train" / "panoptic.json").read_text())["images"]
     files = [root / "train" / "images" / record["file_name"] for record in records]
     middle = files[BROKEN_INSTANCE_IMAGES:-BROKEN_PANOPTIC_IMAGES]
@@ -322,4 +349,5 @@ def break_coco_sample(root: Path) -> list[Planted]:
     breaker.plant("unreadable_file", image)
     (root / "input_images" / "extra.jpg").write_bytes((root / "input_images" / "000000142238.jpg").read_bytes())
     breaker.plant("unlisted_file", root / "input_images" / "extra.jpg")
+    breaker.plant("duplicate", root / "input_images" / "extra.jpg", "000000142238.jpg")
     return breaker.save()

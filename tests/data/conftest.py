@@ -6,13 +6,17 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
+from hf_maskformer.data.hub import load_hub
 from hf_maskformer.data.load import find_layouts, open_source
 from hf_maskformer.data.problems import Problems
+from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
 
 HEIGHT, WIDTH = 6, 8
@@ -259,3 +263,15 @@ def object_folder(tmp_path: Path, overlapping_masks: np.ndarray) -> Path:
         for number, mask in enumerate(masks):
             Image.fromarray(mask.astype(np.uint8) * 255).save(root / "train" / name / "masks" / f"m{number}.png")
     return root
+
+
+@pytest.fixture
+def load_set(tmp_path: Path) -> Callable[..., SegmentationData]:
+    """Saves a data set with `save_to_disk` and loads it."""
+
+    def load(data: Dataset, task: str | None = None, **options: Any) -> SegmentationData:
+        folder = tmp_path / "saved" / str(len(list(tmp_path.glob("saved/*"))))
+        data.save_to_disk(str(folder))
+        return load_hub(folder, None, task, {"cache_dir": str(tmp_path / "cache"), **options})
+
+    return load

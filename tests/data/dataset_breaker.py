@@ -63,146 +63,154 @@ def set_pixel(value: int) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
+# --- pairs of images and labels --------------------------------------------------------------------------------------
+
+
+class PairBreaker:
+    """Hands out the pairs of `train/images` and `train/labels` one after the other and notes what was done to them."""
+
+    def __init__(self, root: Path, label_suffix: str) -> None:
+        self.root, self.train, self.val = root, root / "train", root / "val"
+        self.label_suffix = label_suffix
+        self.planted: list[Planted] = []
+        self._images = iter(sorted((self.train / "images").iterdir()))
+
+    def take(self) -> tuple[Path, Path]:
+        image = next(self._images)
+        return image, self.train / "labels" / f"{image.name.partition('.')[0]}{self.label_suffix}"
+
+    def plant(self, kind: str, file: Path, *words: str) -> None:
+        self.planted.append(Planted(kind, str(file.relative_to(self.root)), words))
+
+    def no_partner(self) -> None:
+        image, label = self.take()
+        label.unlink()
+        self.plant("missing_file", image)
+        image, label = self.take()
+        image.unlink()
+        self.plant("missing_file", label)
+
+    def copies(self) -> None:
+        """A pair that stands in train twice, and one that stands in val too."""
+        for split, name, words in ((self.train, "twin", ()), (self.val, "leak", ("train",))):
+            image, label = self.take()
+            copied = split / "images" / f"{name}.{image.name.partition('.')[2]}"
+            shutil.copyfile(image, copied)
+            shutil.copyfile(label, split / "labels" / f"{name}{self.label_suffix}")
+            self.plant("duplicate", copied, image.name, *words)
+
+    def note(self) -> None:
+        file = self.train / "images" / "notes.txt"
+        file.write_bytes(BROKEN_TEXT)
+        self.plant("unlisted_file", file)
+
+
 # --- semantic maps ---------------------------------------------------------------------------------------------------
 
 
 def break_semantic_maps(root: Path) -> list[Planted]:
     """Damage of `SPLIT/images` + `SPLIT/labels` in 16 ways."""
-    train, val = root / "train", root / "val"
-    files = iter(sorted((train / "images").iterdir()))
-    planted: list[Planted] = []
-
-    def take() -> tuple[Path, Path]:
-        image = next(files)
-        return image, train / "labels" / f"{image.stem}.png"
-
-    def plant(kind: str, file: Path, *words: str) -> None:
-        planted.append(Planted(kind, str(file.relative_to(root)), words))
-
-    image, _ = take()
-    image.write_bytes(b"")
-    plant("unreadable_file", image)
-    image, _ = take()
-    cut(image)  # the header is whole: only decoding finds it
-    plant("unreadable_file", image, "cut off")
-    image, _ = take()
-    image.write_bytes(BROKEN_TEXT)
-    plant("unreadable_file", image)
-    _, label = take()
-    cut(label)
-    plant("unreadable_file", label)
-    _, label = take()
-    label.write_bytes(b"")
-    plant("unreadable_file", label)
-    _, label = take()
-    change_png(label, set_pixel(99))
-    plant("unknown_label", label, "99")
-    _, label = take()
-    change_png(label, lambda values: values[:, :-7])
-    plant("size_mismatch", label)
-    _, label = take()
-    label.unlink()
-    plant("missing_file", image := train / "images" / f"{label.stem}.jpg")
-    image, label = take()
-    image.unlink()
-    plant("missing_file", label)
-    _, label = take()
-    change_png(label, lambda values: np.repeat(values[..., None] * 20 + 3, 3, axis=2))
-    plant("unreadable_file", label, "RGB")
-    image, label = take()
-    twin = image.with_name("twin.jpg")
-    shutil.copyfile(image, twin)
-    shutil.copyfile(label, train / "labels" / "twin.png")
-    plant("duplicate", twin, image.name)
-    _, label = take()
-    change_png(label, lambda values: np.full_like(values, 255))
-    plant("empty_mask", train / "images" / f"{label.stem}.jpg")
-    image, _ = take()
+    breaker = PairBreaker(root, ".png")
+    _break_bytes(breaker)
+    _break_values(breaker)
+    breaker.no_partner()
+    breaker.copies()
+    image, _ = breaker.take()
     with Image.open(image) as picture:
         picture.transpose(Image.Transpose.ROTATE_180).save(image.with_suffix(".bmp"))
-    plant("duplicate", image, image.with_suffix(".bmp").name)
-    image, label = take()
-    shutil.copyfile(image, val / "images" / "leak.jpg")
-    shutil.copyfile(label, val / "labels" / "leak.png")
-    plant("duplicate", val / "images" / "leak.jpg", image.name, "train")
-    (train / "images" / "notes.txt").write_bytes(BROKEN_TEXT)
-    plant("unlisted_file", train / "images" / "notes.txt")
-    _, label = take()
-    label.write_bytes(BROKEN_TEXT)
-    plant("unreadable_file", label)
-    return planted
+    breaker.plant("duplicate", image, image.with_suffix(".bmp").name)
+    breaker.note()
+    return breaker.planted
+
+
+def _break_bytes(breaker: PairBreaker) -> None:
+    image, _ = breaker.take()
+    image.write_bytes(b"")
+    breaker.plant("unreadable_file", image)
+    image, _ = breaker.take()
+    cut(image)  # the header is whole: only decoding finds it
+    breaker.plant("unreadable_file", image, "cut off")
+    image, _ = breaker.take()
+    image.write_bytes(BROKEN_TEXT)
+    breaker.plant("unreadable_file", image)
+    _, label = breaker.take()
+    cut(label)
+    breaker.plant("unreadable_file", label)
+    for content in (b"", BROKEN_TEXT):
+        _, label = breaker.take()
+        label.write_bytes(content)
+        breaker.plant("unreadable_file", label)
+
+
+def _break_values(breaker: PairBreaker) -> None:
+    _, label = breaker.take()
+    change_png(label, set_pixel(99))
+    breaker.plant("unknown_label", label, "99")
+    _, label = breaker.take()
+    change_png(label, lambda values: values[:, :-7])
+    breaker.plant("size_mismatch", label)
+    _, label = breaker.take()
+    change_png(label, lambda values: np.repeat(values[..., None] * 20 + 3, 3, axis=2))
+    breaker.plant("unreadable_file", label, "RGB")
+    image, label = breaker.take()
+    change_png(label, lambda values: np.full_like(values, 255))
+    breaker.plant("empty_mask", image)
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 
 def break_volumes(root: Path) -> list[Planted]:
-    """Damage of `SPLIT/images/*.nii.gz` + `SPLIT/labels/*.nii.gz` in 15 ways."""
+    """Damage of `SPLIT/images/*.nii.gz` + `SPLIT/labels/*.nii.gz` in 16 ways."""
     import nibabel
 
-    train, val = root / "train", root / "val"
-    names = iter(sorted(file.name for file in (train / "images").iterdir()))
-    planted: list[Planted] = []
-
-    def plant(kind: str, file: Path, *words: str) -> None:
-        planted.append(Planted(kind, str(file.relative_to(root)), words))
-
-    def take() -> tuple[Path, Path]:
-        name = next(names)
-        return train / "images" / name, train / "labels" / name
-
-    def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> None:
-        stored = nibabel.load(path)
-        values = change(np.asanyarray(stored.dataobj))
-        nibabel.save(nibabel.Nifti1Image(values, stored.affine if affine is None else affine), path)
-
-    image, label = take()
+    breaker = PairBreaker(root, ".nii.gz")
+    image, _ = breaker.take()
     image.write_bytes(b"")
-    plant("unreadable_file", image)
-    image, label = take()
+    breaker.plant("unreadable_file", image)
+    image, _ = breaker.take()
     cut(image)
-    plant("unreadable_file", image)
-    image, label = take()
+    breaker.plant("unreadable_file", image)
+    _, label = breaker.take()
     label.write_bytes(BROKEN_TEXT)
-    plant("unreadable_file", label)
-    image, label = take()
-    rewrite(label, lambda values: values[:-2])
-    plant("size_mismatch", label)
-    image, label = take()
-    rewrite(label, lambda values: values, affine=np.diag([1.0, 1.0, 2.5, 1.0]))
-    plant("size_mismatch", label, "2.5")
-    image, label = take()
-    rewrite(label, lambda values: np.where(values == 2, 7, values).astype(np.uint8))
-    plant("unknown_label", label, "7")
-    image, label = take()
-    rewrite(label, lambda values: (values * 0.5).astype(np.float32))
-    plant("unknown_label", label, "0.5")
-    image, label = take()
-    rewrite(image, lambda values: np.where(values > values.mean(), np.nan, values).astype(np.float32))
-    plant("unreadable_file", image, "nan")
-    image, label = take()
-    rewrite(image, lambda values: np.stack([values, values], axis=-1))
-    plant("size_mismatch", image, "3 axes")
-    image, label = take()
-    rewrite(label, np.zeros_like)
-    plant("empty_mask", label)
-    image, label = take()
-    for file in (image, label):
-        shutil.copyfile(file, file.with_name("twin.nii.gz"))
-    plant("duplicate", train / "images" / "twin.nii.gz", image.name)
-    image, label = take()
-    label.unlink()
-    plant("missing_file", image)
-    image, label = take()
-    image.unlink()
-    plant("missing_file", label)
-    image, label = take()
+    breaker.plant("unreadable_file", label)
+    _break_voxels(breaker)
+    breaker.no_partner()
+    breaker.copies()
+    image, _ = breaker.take()
     nibabel.save(nibabel.load(image), image.with_name(image.name.removesuffix(".gz")))
-    plant("duplicate", image)
-    image, label = take()
-    shutil.copyfile(image, val / "images" / "leak.nii.gz")
-    shutil.copyfile(label, val / "labels" / "leak.nii.gz")
-    plant("duplicate", val / "images" / "leak.nii.gz", image.name, "train")
-    (train / "images" / "notes.txt").write_bytes(BROKEN_TEXT)
-    plant("unlisted_file", train / "images" / "notes.txt")
-    return planted
+    breaker.plant("duplicate", image)
+    breaker.note()
+    return breaker.planted
+
+
+def _break_voxels(breaker: PairBreaker) -> None:
+    _, label = breaker.take()
+    rewrite_volume(label, lambda values: values[:-2])
+    breaker.plant("size_mismatch", label)
+    _, label = breaker.take()
+    rewrite_volume(label, lambda values: values, affine=np.diag([1.0, 1.0, 2.5, 1.0]))
+    breaker.plant("size_mismatch", label, "2.5")
+    _, label = breaker.take()
+    rewrite_volume(label, lambda values: np.where(values == 2, 7, values).astype(np.uint8))
+    breaker.plant("unknown_label", label, "7")
+    _, label = breaker.take()
+    rewrite_volume(label, lambda values: (values * 0.5).astype(np.float32))
+    breaker.plant("unknown_label", label, "0.5")
+    image, _ = breaker.take()
+    rewrite_volume(image, lambda values: np.where(values > values.mean(), np.nan, values).astype(np.float32))
+    breaker.plant("unreadable_file", image, "nan")
+    image, _ = breaker.take()
+    rewrite_volume(image, lambda values: np.stack([values, values], axis=-1))
+    breaker.plant("size_mismatch", image, "3 axes")
+    _, label = breaker.take()
+    rewrite_volume(label, np.zeros_like)
+    breaker.plant("empty_mask", label)
+
+
+def rewrite_volume(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> None:
+    import nibabel
+
+    stored = nibabel.load(path)
+    values = change(np.asanyarray(stored.dataobj))
+    nibabel.save(nibabel.Nifti1Image(values, stored.affine if affine is None else affine), path)

@@ -8,7 +8,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from hf_maskformer.model.masks import decode_rle
+
 HEIGHT, WIDTH = 6, 8
+
+NAMES = {0: "road", 1: "car"}
 
 MASKS = np.zeros((3, HEIGHT, WIDTH), dtype=bool)  # two rectangles that share four pixels, and one in the corner
 MASKS[0, 0:4, 0:4] = True
@@ -95,3 +99,12 @@ def parquet_folder(root: Path, shards: int = 1, **splits: Dataset) -> Path:
             part = data.shard(num_shards=count, index=shard, contiguous=True)
             part.to_parquet(str(root / "data" / f"{split}-{shard:05d}-of-{count:05d}.parquet"))
     return root
+
+
+def masks_of(row: dict[str, Any]) -> np.ndarray:
+    size = [row["height"], row["width"]]
+    return np.stack([decode_rle({"size": size, "counts": segment["rle"]}) for segment in row["segments"]])
+
+
+def fields_of(row: dict[str, Any], *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(segment[name] for name in names) for segment in row["segments"]]

@@ -46,13 +46,15 @@ def test_without_the_list_of_names_a_warning_says_so(ade20k_folder: Path, read_r
         (lambda text: "", "must have the columns Idx and Name"),
         (lambda text: text.replace("\n7\t", "\n9\t"), "line 8 must have Idx 7 and a Name, found '9"),
         (lambda text: text[: text.index("\n150\t")], "names 149 classes, ADE20K has 150"),
+        (lambda text: text.encode("utf-16"), "is no UTF-8 text"),
     ],
 )
 def test_a_broken_list_of_names(
-    change: Callable[[str], str], message: str, ade20k_folder: Path, check_problem: Callable
+    change: Callable[[str], str | bytes], message: str, ade20k_folder: Path, check_problem: Callable
 ) -> None:
     file = ade20k_folder / "objectInfo150.txt"
-    file.write_text(change(file.read_text()))
+    changed = change(file.read_text())
+    file.write_bytes(changed.encode() if isinstance(changed, str) else changed)
     rows = check_problem(ade20k_folder, "broken_record", "objectInfo150.txt", rf"objectInfo150\.txt: {message}")
     assert len(rows) == 2
 
@@ -92,6 +94,23 @@ def test_unlisted_and_doubled_files(ade20k_folder: Path, check_problem: Callable
     Image.new("RGB", (8, 6)).save(ade20k_folder / "images" / "training" / "a.png")
     rows = check_problem(ade20k_folder, "duplicate", "images/training/a.png", "holds a.jpg and a.png: one name")
     assert len(rows) == 2
+
+
+def test_folders_among_the_files_are_reported(ade20k_folder: Path, read_rows: Callable) -> None:
+    for file in (IMAGE, LABELS):
+        (ade20k_folder / file).parent.joinpath("sub").mkdir()
+        (ade20k_folder / file).rename((ade20k_folder / file).parent / "sub" / Path(file).name)
+    rows, problems = read_rows(ade20k_folder, "raise")
+    assert [(problem.kind, problem.file) for problem in problems.found] == [
+        ("unlisted_file", str((ade20k_folder / file).parent / "sub")) for file in (IMAGE, LABELS)
+    ]
+    assert [row["image_id"] for row in rows] == ["b"]
+
+
+def test_a_relative_root(ade20k_folder: Path, read_rows: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = read_rows(ade20k_folder, "raise")
+    monkeypatch.chdir(ade20k_folder)
+    assert read_rows(Path(), "raise")[0] == whole
 
 
 def test_the_json_forms_are_read_as_coco(ade20k_folder: Path, cache_dir: str) -> None:

@@ -157,6 +157,24 @@ def test_a_label_map_of_class_ids_has_no_numbers(
     check_problem(cityscapes_folder, "unknown_label", file, r"value 19 .* allowed: the train ids 0\.\.18 and 255")
 
 
+def test_what_else_lies_among_the_images_is_reported(cityscapes_folder: Path, read_rows: Callable) -> None:
+    city = (cityscapes_folder / IMAGE).parent
+    others = [city.parent / "loose_leftImg8bit.png", city / "x_leftImg8bit.PNG", city / "x_leftImg8bit.jpg"]
+    for file in (*others, city / "._x_leftImg8bit.png", city / "sub" / "x_leftImg8bit.png"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    rows, problems = read_rows(cityscapes_folder, "raise")
+    assert {problem.file for problem in problems.found} == {str(file) for file in (*others, city / "sub")}
+    assert {problem.kind for problem in problems.found} == {"unlisted_file"}
+    assert len(rows) == 2
+
+
+def test_a_relative_root(cityscapes_folder: Path, read_rows: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = read_rows(cityscapes_folder, "raise")
+    monkeypatch.chdir(cityscapes_folder)
+    assert read_rows(Path(), "raise")[0] == whole
+
+
 def test_no_images(cityscapes_folder: Path, read_rows: Callable) -> None:
     (cityscapes_folder / IMAGE).unlink()
     (cityscapes_folder / IMAGE.replace("aachen", "bonn")).unlink()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.metric_cases import digest
 from hf_maskformer.data.load import load
 from hf_maskformer.data.problems import DatasetError
 
@@ -127,6 +128,24 @@ def test_standard_coco_tree(shared_data: Path, shared_cache: str) -> None:
         ids = plain_ids(root / "panoptic_examples" / annotation["file_name"])
         np.testing.assert_array_equal(data.reference(index)["segmentation"], np.where(np.isin(ids, named), ids, 0))
         assert len(data.sample(index).class_labels) > 3
+
+
+def test_ids_and_areas_are_those_that_panopticapi_reads(shared_data: Path, shared_cache: str) -> None:
+    """Recorded by record_panoptic_reader.py; equal hashes mean equal id maps."""
+    recorded = json.loads((Path(__file__).parent / "fixtures" / "panoptic_reader.json").read_text())["images"]
+    data = load(shared_data / "coco_panoptic_sample", split=None, cache_dir=shared_cache)
+    assert len(data) == len(recorded) == 2
+    for index in range(2):
+        theirs, ours = recorded[Path(data.row(index)["file_name"]).with_suffix(".png").name], data.reference(index)
+        assert {str(info["id"]): info["area"] for info in ours["segments_info"]} == theirs["areas"]
+        assert (digest(ours["segmentation"]), (ours["segmentation"] == 0).sum()) == (theirs["id_map"], theirs["void"])
+
+
+@pytest.mark.parametrize("name", [7, "", "a\0.png", "\ud800.png"])
+def test_names_that_no_png_can_have(name: object, panoptic_folder: Path, edit_json: Callable) -> None:
+    edit_json(annotations_file(panoptic_folder), lambda c: c["annotations"][0].update(file_name=name))
+    with pytest.raises(DatasetError, match=r"the annotation of image 1 \(a\.png\) has file_name "):
+        load(panoptic_folder, cache_dir=str(panoptic_folder / "cache"))
 
 
 ALL_IDS = [[1000, 70000, 5, 6]]

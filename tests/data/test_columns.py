@@ -101,6 +101,11 @@ def test_a_mapping_is_taken_and_only_the_rest_is_guessed(caplog):
         ({"image": Image(), "label": Image()}, {"truth": "label"}, "'truth' is no role"),
         ({"image": Image(), "label": Image()}, {"semantic_map": "lable"}, "there is no column 'lable'"),
         (
+            {"image": Image(), "label": Image()},
+            {"semantic_map": ["label"]},
+            "the column given as semantic_map is ['label'], it must be a name",
+        ),
+        (
             {"image": Image(), "label": Value("int64")},
             {"semantic_map": "label"},
             "column 'label' cannot be semantic_map: it must be an Image of label ids, but is int64",

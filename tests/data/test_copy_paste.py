@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hf_maskformer.data.augment_presets import augmentation_preset
 from hf_maskformer.data.collate import TrainingDataset
 from hf_maskformer.data.copy_paste import choose_objects, paste_objects
 from hf_maskformer.data.load import load
@@ -91,3 +92,14 @@ def test_masks_of_classes_cannot_be_pasted() -> None:
     data = load("scenes", task="semantic", length=1, image_size=64)
     with pytest.raises(ValueError, match=r"copy_paste_probability is 0\.5, but the task is semantic"):
         TrainingDataset(data, copy_paste_probability=0.5)
+
+
+def test_without_a_number_the_augmentations_own_counts() -> None:
+    data = load("scenes", task="instance", length=2, image_size=64)
+    preset = augmentation_preset("copy-paste-coco-instance", (64, 64))
+    assert TrainingDataset(data, preset).copy_paste_probability == 1.0
+    assert TrainingDataset(data, preset, copy_paste_probability=0.0).copy_paste_probability == 0.0
+    assert TrainingDataset(data).copy_paste_probability == 0.0
+    semantic = load("scenes", task="semantic", length=2, image_size=64)
+    with pytest.raises(ValueError, match=r"copy_paste_probability is 1\.0, but the task is semantic"):
+        TrainingDataset(semantic, preset)

@@ -117,6 +117,29 @@ def test_the_fingerprint_follows_files_and_options(tmp_path: Path) -> None:
     assert fingerprint(x=1) != third
 
 
+def test_the_fingerprint_follows_links_and_the_path_that_rows_hold(tmp_path: Path) -> None:
+    for folder, text in (("v1", "1"), ("v2", "22")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_text(text)
+    current = tmp_path / "current"
+
+    def fingerprint(folder: Path) -> str:
+        return files_fingerprint("reader", 1, {}, [folder / "a.png"])
+
+    current.symlink_to("v1")
+    first = fingerprint(current)
+    assert first != fingerprint(tmp_path / "v1"), "its rows would name files of whatever the link means later"
+    current.unlink()
+    current.symlink_to("v2")
+    assert fingerprint(current) != first
+
+
+def test_names_that_no_file_can_have_are_left_to_their_reader(tmp_path: Path) -> None:
+    names = ["a" * 300, "a\0b", "\ud800", "folder\0/a"]
+    empty = files_fingerprint("reader", 1, {}, [])
+    assert files_fingerprint("reader", 1, {}, [tmp_path / name for name in names]) == empty
+
+
 def make(number: int) -> dict | None:
     if number == 1:
         raise DatasetError("unreadable_file", "1.png", "1.png: cut off")

@@ -14,9 +14,11 @@ from PIL import Image
 
 from data import coco_breaker, dataset_breaker
 from data.dataset_breaker import Planted
+from hf_maskformer.cli.inspect_dataset import draw_sheet
 from hf_maskformer.data.inspection import inspect_dataset
 from hf_maskformer.data.inspection_report import DatasetReport, ImageFacts, SplitReport, Spread
 from hf_maskformer.data.inspection_table import format_report
+from hf_maskformer.data.problems import Problem
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle
 
@@ -109,6 +111,35 @@ def test_every_format_is_inspected(
     assert [sum(c.segments + c.crowds for c in split.classes) for split in report.splits] == segments
     assert {entry.problem.kind for entry in report.problems} <= {"duplicate", "missing_file"}
     assert format_report(report)
+
+
+@pytest.mark.parametrize("folder", ["semantic_folder", "instance_folder", "panoptic_folder", "object_folder"])
+def test_relative_and_linked_roots_give_the_same_report(
+    folder: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(folder)
+    whole = summary(inspect_dataset(root / "train"))
+    assert whole[0][0] > 0
+    (tmp_path / "link").symlink_to(root / "train")
+    assert summary(inspect_dataset(tmp_path / "link")) == whole
+    monkeypatch.chdir(root / "train")
+    assert summary(inspect_dataset(".")) == whole
+
+
+def summary(report: DatasetReport) -> list[tuple]:
+    """What does not depend on how the root is written."""
+    counts = [
+        (split.images, [(c.name, c.pixels) for c in split.classes], split.void_pixels) for split in report.splits
+    ]
+    return [*counts, *((entry.problem.kind, Path(entry.problem.file).name) for entry in report.problems)]
+
+
+def test_linked_images_and_labels_are_read(semantic_folder: Path, tmp_path: Path) -> None:
+    whole = summary(inspect_dataset(semantic_folder))
+    for number, file in enumerate(sorted(semantic_folder.glob("*/*/*.png"))):
+        stored = file.rename(tmp_path / f"{number}.png")
+        file.symlink_to(stored)
+    assert summary(inspect_dataset(semantic_folder)) == whole
 
 
 def test_a_split_without_annotations_is_listed(semantic_folder: Path) -> None:
@@ -237,24 +268,51 @@ def test_pictures_show_every_class_rare_ones_first(semantic_folder: Path) -> Non
     assert {picture.split for picture in chosen} == {"train", "val"}
 
 
+def test_overlays_do_not_depend_on_the_ids_of_annotations(instance_folder: Path, edit_json: Callable) -> None:
+    """Crowds of COCO have ids above 2^31; 0 and ids that stand twice are allowed too."""
+
+    def sheet(*ids: int) -> np.ndarray:
+        def change(content: dict) -> None:
+            for annotation, number in zip(content["annotations"], ids, strict=True):
+                annotation["id"] = number
+
+        edit_json(instance_folder / "train" / "instances.json", change)
+        return np.asarray(draw_sheet(inspect_dataset(instance_folder).pictures))
+
+    usual = sheet(1, 2, 3)
+    for ids in ((0, 5, 900100259990), (4, 4, 4)):
+        np.testing.assert_array_equal(sheet(*ids), usual)
+
+
 # --- real sets, whole and broken -------------------------------------------------------------------------------------
 
 
 def check_all_found(report: DatasetReport, planted: list[Planted]) -> None:
-    """Each planted problem is one of those reported, by kind, file and words."""
+    """Each planted problem is one of those reported, by kind, file and words, and nothing else is reported."""
     problems = [entry.problem for entry in report.problems]
-    missing = [
-        entry
-        for entry in planted
-        if not any(
-            problem.kind == entry.kind
-            and (problem.file.endswith(entry.file) or Path(entry.file).name in problem.message)
-            and all(word in problem.message for word in entry.words)
-            for problem in problems
-        )
-    ]
+    missing = [entry for entry in planted if not any(is_planted(problem, entry) for problem in problems)]
     listing = "\n".join(f"  {problem.kind}: {problem.message}" for problem in problems)
     assert not missing, f"not found: {missing}\nreported:\n{listing}"
+    alarms = [problem for problem in problems if not any(is_planted(problem, entry) for entry in planted)]
+    assert not alarms, f"false alarms: {alarms}"
+
+
+def is_planted(problem: Problem, entry: Planted) -> bool:
+    return (
+        problem.kind == entry.kind
+        and (problem.file.endswith(entry.file) or Path(entry.file).name in problem.message)
+        and all(word in problem.message for word in entry.words)
+    )
+
+
+def test_missed_problems_and_false_alarms_are_noticed(semantic_folder: Path) -> None:
+    report = inspect_dataset(semantic_folder)
+    leak = Planted("duplicate", "val/images/0.png", ("train",))
+    check_all_found(report, [leak])
+    with pytest.raises(AssertionError, match="false alarms"):
+        check_all_found(report, [])
+    with pytest.raises(AssertionError, match="not found"):
+        check_all_found(report, [leak, Planted("duplicate", "val/images/1.png")])
 
 
 def test_broken_camvid(shared_data: Path, tmp_path: Path) -> None:

@@ -52,9 +52,34 @@ def test_more_classes_than_an_8_bit_void_value_allows() -> None:
     assert table.label_spec.ignore_index == 65535
 
 
+def test_an_ignore_index_among_the_labels() -> None:
+    table = read_label_table({"1": "a", "2": "b"}, ignore_index=0)
+    assert table.label_spec.id2label == {0: "a", 1: "b"}
+    assert table.labels_of(np.array([0, 1, 2]))[0].tolist() == [65535, 0, 1]
+    assert table.labels_of(np.array([255]))[1].tolist() == [False]
+    named = read_label_table({"0": "a", "1": "b"}, ignore_index=0)
+    assert named.labels_of(np.array([0, 1]))[0].tolist() == [0, 1], "the table says what it means"
+    black = read_label_table({"#ffffff": "a", "#ff0000": "b"}, ignore_index=0)
+    assert black.labels_of(np.array([0]))[1].tolist() == [False], "a colour is no value"
+
+
+@pytest.mark.parametrize("value", ["255", -1, True, 0.5, None])
+def test_an_ignore_index_of_another_type(value: object) -> None:
+    with pytest.raises(ValueError, match="ignore_index must be a whole number of at least 0, got"):
+        read_label_table({"1": "a"}, value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("table", [5, ["a", "b"]])
+def test_a_table_of_another_type(table: object) -> None:
+    with pytest.raises(ValueError, match="label_table must be the path of a file or a table"):
+        read_label_table(table)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "kind", "message"),
     [
+        ("label_table.json", '{"7": " "}', "broken_record", "'7' has an empty name"),
+        ("class_dict.csv", "name,r,g,b\n,1,2,3\n", "broken_record", "'1,2,3' has an empty name"),
         ("label_table.json", "{", "broken_record", "not valid JSON"),
         ("label_table.json", "[1]", "broken_record", "must be an object"),
         ("label_table.json", '{"7": "a", "#000000": "b"}', "broken_record", "numbers and colours"),

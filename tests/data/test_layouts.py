@@ -33,6 +33,7 @@ SHAPES: dict[str, tuple[tuple[str, ...], dict[str, list[str]]]] = {
     "nested semantic maps": (("images/train/a.jpg", "labels/train/a.png", "images/val/b.jpg", "labels/val/b.png"), {}),
     "yolo": (("train/images/a.jpg", "train/labels/a.txt"), {"train": ["yolo_seg"]}),
     "nested yolo": (("images/val/a.jpg", "labels/val/a.txt"), {"val": ["yolo_seg"]}),
+    "yolo in upper case": (("train/images/a.JPG", "train/labels/a.TXT"), {"train": ["yolo_seg"]}),
     "notes beside maps": (
         ("train/images/a.jpg", "train/labels/a.png", "train/labels/notes.txt", "train/labels/classes.txt"),
         {"train": ["semantic_maps"]},

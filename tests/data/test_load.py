@@ -1,5 +1,6 @@
 """Formats are found by the folder's shape; everything else is an error that says what was found."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.data import load as load_function
+from hf_maskformer.data.inspection import inspect_dataset
 from hf_maskformer.data.load import find_layouts, list_splits, load, open_source
 from hf_maskformer.data.problems import Problems
 
@@ -166,3 +168,26 @@ def test_problems_that_were_stored_are_logged_again(
         caplog.clear()
         load(object_folder, cache_dir=cache_dir)
         assert "m0.png: has no pixel inside and is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folder", "inside"),
+    [("yolo_folder", "."), ("object_folder", "train"), ("object_folder", "pairs"), ("semantic_folder", "train")],
+)
+def test_a_relative_root(
+    folder: str, inside: str, cache_dir: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(folder)
+    if folder == "yolo_folder":  # one split: images/ and labels/
+        for part in ("images", "labels"):
+            for file in (root / part / "train").iterdir():
+                file.rename(root / part / file.name)
+            shutil.rmtree(root / part / "train")
+            shutil.rmtree(root / part / "val")
+    if inside == "pairs":  # images/NAME.png and masks/NAME/
+        shutil.copytree(root / "train" / "a" / "images", root / "pairs" / "images")
+        shutil.copytree(root / "train" / "a" / "masks", root / "pairs" / "masks" / "a")
+    expected = [row["file_name"] for row in load(root / inside, split=None, cache_dir=cache_dir).rows()]
+    monkeypatch.chdir(root / inside)
+    assert [row["file_name"] for row in load(".", split=None, cache_dir=cache_dir).rows()] == expected
+    assert inspect_dataset(".").splits[0].images == len(expected)

@@ -191,6 +191,73 @@ def test_what_is_broken_is_raised_or_listed(name: str, object_folder: Path, chec
     assert len(check_problem(object_folder, kind, file, message)) == rows_left
 
 
+@pytest.mark.parametrize("suffix", [".PNG", ".bmp", ".tif", ".TIFF"])
+def test_every_lossless_suffix_is_a_mask(
+    suffix: str, object_folder: Path, overlapping_masks: np.ndarray, read_rows: Callable
+) -> None:
+    for file in (object_folder / "train" / "a" / "masks").iterdir():
+        Image.open(file).save(file.with_suffix(suffix))
+        file.unlink()
+    rows, problems = read_rows(object_folder, "raise")
+    np.testing.assert_array_equal(masks_of(rows[0]), overlapping_masks[:2])
+    assert problems.found == []
+
+
+@pytest.mark.parametrize("shape", ["object_folder", "flat_folder"])
+def test_a_folder_without_any_mask_is_no_image_without_objects(
+    shape: str, check_problem: Callable, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(shape)
+    folder = "train/a/masks" if shape == "object_folder" else "train/masks/a"
+    for file in (root / folder).iterdir():
+        file.rename(file.with_suffix(".jpg"))
+    message = r": none of its 2 file\(s\) is a mask, \[CLASS/\]NAME with one of \.png"
+    rows = check_problem(root, "missing_file", folder, message)
+    assert [row["image_id"] for row in rows] == ["b"]
+
+
+def test_classes_do_not_depend_on_the_case_of_suffixes(object_folder: Path, cache_dir: str) -> None:
+    shutil.copytree(object_folder / "train", object_folder / "val")
+    for split, name, suffix in (("train", "dog", ".png"), ("val", "cat", ".PNG")):
+        for file in sorted((object_folder / split).glob("*/masks/*")):
+            (file.parent / name).mkdir(exist_ok=True)
+            file.rename(file.parent / name / f"{file.stem}{suffix}")
+    for split in ("train", "val"):
+        assert load(object_folder, split=split, cache_dir=cache_dir).label_spec.id2label == {0: "cat", 1: "dog"}
+
+
+def test_linked_class_folders_are_read(object_folder: Path, tmp_path: Path, read_rows: Callable) -> None:
+    for image in ("a", "b"):
+        masks = object_folder / "train" / image / "masks"
+        masks.rename(tmp_path / f"masks_of_{image}")
+        masks.mkdir()
+        (masks / "cell").symlink_to(tmp_path / f"masks_of_{image}")
+    rows, problems = read_rows(object_folder, "raise")
+    assert ([len(row["segments"]) for row in rows], problems.found) == ([2, 1], [])
+
+
+def test_loose_images_and_folders_of_images_are_reported(object_folder: Path, read_rows: Callable) -> None:
+    shutil.copy(object_folder / IMAGE, object_folder / "train" / "loose.png")
+    shutil.copytree(object_folder / "train" / "a" / "images", object_folder / "train" / "a" / "images" / "sub")
+    _, problems = read_rows(object_folder, "raise")
+    assert [(problem.kind, Path(problem.file).name) for problem in problems.found] == [
+        ("unlisted_file", "loose.png"),
+        ("unlisted_file", "sub"),
+    ]
+
+
+@pytest.mark.parametrize("shape", ["object_folder", "flat_folder"])
+def test_a_relative_root(
+    shape: str, read_rows: Callable, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(shape) / "train"
+    whole, _ = read_rows(root, "raise", split=None)
+    monkeypatch.chdir(root)
+    rows, _ = read_rows(Path(), "raise", split=None)
+    assert rows == whole
+    assert rows[0]["file_name"].startswith("train/")
+
+
 FLAT_BREAKS = {
     "no masks": (
         lambda split: shutil.rmtree(split / "masks" / "a"),
@@ -220,9 +287,18 @@ def test_images_and_folders_without_partner(name: str, flat_folder: Path, check_
         (lambda masks: Image.new("L", (8, 6)).save(masks / "m0.png"), "empty_mask", "has no pixel inside", [2]),
         (
             lambda masks: shutil.copy(masks / "m0.png", masks / "m1.png"),
-            *("duplicate", "the same class and mask as m0.png", [1, 2]),
+            *("duplicate", "a.png: its masks: annotations m0.png and m1.png have one class", [1, 2]),
         ),
-        (lambda masks: (masks / "notes.txt").write_text("x"), "unlisted_file", "is no PNG in", [1, 2]),
+        (
+            lambda masks: (masks / "notes.txt").write_text("x"),
+            "unlisted_file",
+            "does not end with one of .png",
+            [1, 2],
+        ),
+        (
+            lambda masks: shutil.copytree(masks, masks / "cell" / "deep"),
+            *("unlisted_file", "deep: folders are not looked into here, its 2 file", [1, 2]),
+        ),
     ],
 )
 def test_warnings(

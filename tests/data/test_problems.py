@@ -53,10 +53,11 @@ def test_other_errors_are_never_swallowed() -> None:
         1 / 0  # noqa: B018
 
 
-def test_problem_kind_names_plain_errors_only() -> None:
+def test_problem_kind_names_the_file_of_plain_errors_only() -> None:
     for error, expected in (
-        (ValueError("v"), Problem("size_mismatch", "f.png", "v")),
-        (UnreadableImageError("u"), Problem("unreadable_file", "f.png", "u")),
+        (ValueError("v"), Problem("size_mismatch", "f.png", "f.png: v")),
+        (ValueError("no f.png"), Problem("size_mismatch", "f.png", "no f.png")),
+        (UnreadableImageError("u"), Problem("unreadable_file", "f.png", "f.png: u")),
         (DatasetError("duplicate", "g.png", "d"), Problem("duplicate", "g.png", "d")),
     ):
         with pytest.raises(DatasetError) as raised, problem_kind("size_mismatch", "f.png"):

@@ -162,6 +162,44 @@ def test_names_with_a_gap_are_refused(semantic_folder: Path, cache_dir: str) -> 
         load(semantic_folder, cache_dir=cache_dir)
 
 
+@pytest.mark.parametrize("names", ["label_table.json", "id2label.json", "option", None])
+def test_ignore_index_0(semantic_folder: Path, cache_dir: str, names: str | None) -> None:
+    """As in many sets: 0 is void and the classes are 1..K."""
+    options: dict = {"ignore_index": 0}
+    table = {"1": "label_1", "2": "label_2"}
+    (semantic_folder / "id2label.json").unlink()
+    if names == "option":
+        options["label_table"] = table
+    elif names is not None:
+        (semantic_folder / names).write_text(json.dumps(table))
+    for path in semantic_folder.glob("*/labels/0.png"):
+        values = np.asarray(Image.open(path)).copy()
+        values[0, 0] = 0
+        Image.fromarray(values).save(path)
+    data = load(semantic_folder, cache_dir=cache_dir, **options)
+    assert data.label_spec.id2label == {0: "label_1", 1: "label_2"}
+    expected = np.full((6, 8), data.label_spec.ignore_index)
+    expected[:, 4:] = 0
+    np.testing.assert_array_equal(data.reference(0), expected)
+    assert [segment["label_id"] for segment in data.row(1)["segments"]] == [1]
+
+
+def test_a_named_value_cannot_be_void(semantic_folder: Path, cache_dir: str) -> None:
+    with pytest.raises(ValueError, match=r"id2label\.json: ignore_index 0 is also the label 'road'"):
+        load(semantic_folder, cache_dir=cache_dir, ignore_index=0)
+    with pytest.raises(ValueError, match="ignore_index must be a whole number of at least 0, got '255'"):
+        load(semantic_folder, cache_dir=cache_dir, ignore_index="255")
+
+
+def test_names_files_of_windows_and_names_that_are_no_text(semantic_folder: Path, cache_dir: str) -> None:
+    names = semantic_folder / "id2label.json"
+    names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes())
+    assert load(semantic_folder, cache_dir=cache_dir).label_spec.id2label[0] == "road"
+    names.write_text('{"0": null, "1": "a", "2": "b"}')
+    with pytest.raises(ValueError, match=r"id2label\.json: label 0 has the name None, which is no text"):
+        load(semantic_folder, cache_dir=cache_dir)
+
+
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], dtype=np.uint8)
 
 

@@ -20,6 +20,7 @@ from data.hub_sets import (
     semantic_set,
 )
 from hf_maskformer.data.augment import TrainAugmentation
+from hf_maskformer.data.augment_presets import augmentation_preset
 from hf_maskformer.data.collate import Collator
 from hf_maskformer.data.hub import load_hub
 from hf_maskformer.data.row_stream import RowStream
@@ -183,6 +184,9 @@ def test_objects_of_the_sample_before_are_pasted(tmp_path):
     assert pasted[0] == 1  # nothing came before
     assert set(pasted) == {1, 2}  # each object is chosen with probability one half
     assert counts(1.0) == pasted
+    preset = augmentation_preset("copy-paste-coco-instance", (6, 8))
+    assert TrainingStream(data, preset).copy_paste_probability == 1.0
+    assert TrainingStream(data, preset, copy_paste_probability=0.0).copy_paste_probability == 0.0
 
 
 def test_what_came_before_is_left_out_without_changing_the_rest(folder):
@@ -213,13 +217,45 @@ def test_images_that_cannot_be_decoded_are_raised_or_skipped(tmp_path, workers, 
         assert [number for number, _ in numbered] == [0, 1, 2, 3, 4]
 
 
+@pytest.fixture
+def half_bad(tmp_path: Path) -> Path:
+    """Six images in two files; of the second none can be read."""
+    data = semantic_set(6)
+    rows = [{"image": photo(number), "label": cell(semantic_map(number))} for number in range(6)]
+    for row in rows[3:]:
+        row["image"]["bytes"] = b"none"
+    return parquet_folder(tmp_path / "bad_set", shards=2, train=Dataset.from_list(rows, features=data.features))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_reader_that_can_read_nothing_does_not_stop_the_others(half_bad, workers, world_size):
+    found = []
+    for rank in range(world_size):
+        data = streamed(half_bad, on_bad_sample="skip")
+        found += read(TrainingStream(data, on_bad_sample="skip", rank=rank, world_size=world_size), workers)
+    assert sorted(found) == [0, 1, 2]
+
+
+def test_rows_of_a_shuffled_stream_are_named_by_their_place_in_the_files(half_bad, folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        list(TrainingStream(streamed(half_bad, on_bad_sample="skip"), on_bad_sample="skip", seed=1))
+    named = {record.message.partition(" (image)")[0].partition("set ")[2] for record in caplog.records}
+    assert named == {f"train row {number} of shard 1" for number in range(3)}
+    loader = DataLoader(TrainingStream(streamed(folder), seed=2), batch_size=None, num_workers=2)
+    ids = {int(sample.image[0, 0, 0]): sample.image_id for sample in loader}
+    assert ids == {n: f"{n} of shard 0" for n in range(4)} | {4 + n: f"{n} of shard 1" for n in range(4)} | {
+        8 + n: f"{n} of shard 2" for n in range(3)
+    }
+
+
 def test_arguments_that_do_not_fit_are_refused(folder, tmp_path):
     indexed = load_hub(folder, "train", None, {"id2label": NAMES, "cache_dir": str(tmp_path / "cache")})
     with pytest.raises(ValueError, match="data is not streamed: load it with streaming=True"):
         TrainingStream(indexed)
     with pytest.raises(ValueError, match=r"rank is 2; it must be in 0\.\.world_size - 1 = 1"):
         TrainingStream(streamed(folder), rank=2, world_size=2)
-    with pytest.raises(ValueError, match="copy_paste_probability needs objects"):
+    with pytest.raises(ValueError, match=r"copy_paste_probability is 0\.5, but the task is semantic"):
         TrainingStream(streamed(folder), copy_paste_probability=0.5)
     with pytest.raises(ValueError, match="on_bad_sample 'list' is not allowed"):
         RowStream([], dict, "set", on_bad_sample="list")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_maskformer.cli.inspect_dataset import draw_picture
+from hf_maskformer.data.inspection import inspect_dataset
 from hf_maskformer.data.problems import DatasetError, Problems
 from hf_maskformer.data.volumes import VolumeItem, label_slice, read_volume, volumes_items, volumes_spec
 
@@ -56,6 +58,14 @@ def test_the_slice_shows_most_of_the_rare_label(root: Path) -> None:
     grey, labels = label_slice(item)
     assert (grey.shape, grey.dtype, grey.min(), grey.max()) == ((3, 4), np.uint8, 0, 255)
     np.testing.assert_array_equal(labels, [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+
+
+def test_a_volume_that_is_all_void_is_drawn(root: Path) -> None:
+    write(root / "train" / "labels" / "a.nii.gz", np.full(SIZE, 255, dtype=np.uint8))
+    report = inspect_dataset(root)
+    (picture,) = report.pictures
+    assert (picture.source.commonest, picture.source.void_voxels) == (None, 24)
+    assert draw_picture(picture).size == (640, 480)
 
 
 def test_a_fourth_axis_of_length_one_is_dropped(root: Path) -> None:

@@ -133,6 +133,26 @@ def test_classes_txt_names_the_classes(yolo_folder: Path, read_rows: Callable) -
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\n\ndog\n", r"classes\.txt: line 2 is empty, each line must name a class"),
+        (b"\n\n", r"classes\.txt: is empty"),
+        ("cat\ndog\n".encode("utf-16"), r"classes\.txt: is no UTF-8 text"),
+    ],
+)
+def test_a_broken_classes_txt(content: bytes, message: str, yolo_folder: Path, read_rows: Callable) -> None:
+    (yolo_folder / "data.yaml").unlink()
+    names = yolo_folder / "labels" / "train" / "classes.txt"
+    names.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(yolo_folder, "raise")
+    _, problems = read_rows(yolo_folder, "list")
+    assert [problem.kind for problem in problems.found] == ["broken_record", "missing_file"]
+    names.write_text("cat\ndog\n\n \n")  # empty lines at the end name nothing
+    assert read_rows(yolo_folder, "raise")[1].found == []
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("names: [a, b", "is not valid YAML"),
@@ -186,7 +206,13 @@ def test_a_broken_line_is_raised_or_listed(name: str, yolo_folder: Path, check_p
 FILES = {
     "no image": (lambda root: (root / IMAGE).unlink(), "missing_file", TEXT, r"a\.txt: has no image in", 2),
     "empty image": (lambda root: (root / IMAGE).write_bytes(b""), "unreadable_file", IMAGE, "cannot be read", 2),
-    "binary text": (lambda root: (root / TEXT).write_bytes(b"\xff\xfe0"), "unreadable_file", TEXT, "utf-8", 2),
+    "binary text": (
+        lambda root: (root / TEXT).write_bytes(b"\xff\xfe0"),
+        "unreadable_file",
+        TEXT,
+        r"a\.txt: is no UTF-8",
+        2,
+    ),
 }
 
 
@@ -200,7 +226,7 @@ def test_a_broken_file_is_raised_or_listed(name: str, yolo_folder: Path, check_p
 @pytest.mark.parametrize(
     ("text", "kind", "message", "segments"),
     [
-        (f"{TRIANGLE}\n{TRIANGLE}", "duplicate", "line 2: the same class and mask as line 1", 2),
+        (f"{TRIANGLE}\n{TRIANGLE}", "duplicate", "image a: annotations of line 1 and of line 2 have one class", 2),
         ("0 0.01 0.01 0.02 0.01 0.02 0.02", "empty_mask", "line 1: the polygon covers no pixel", 0),
     ],
 )
@@ -210,6 +236,41 @@ def test_warnings(text: str, kind: str, message: str, segments: int, yolo_folder
     assert [(problem.kind, problem.file) for problem in problems.found] == [(kind, str(yolo_folder / TEXT))]
     assert message in problems.found[0].message
     assert len(rows[0]["segments"]) == segments
+
+
+def test_a_text_file_in_upper_case_is_read(yolo_folder: Path, read_rows: Callable) -> None:
+    (yolo_folder / TEXT).rename(yolo_folder / "labels" / "train" / "a.TXT")
+    rows, problems = read_rows(yolo_folder, "raise")
+    assert ([segment["label_id"] for segment in rows[0]["segments"]], problems.found) == ([1, 0], [])
+
+
+def test_two_text_files_of_one_name(yolo_folder: Path, check_problem: Callable) -> None:
+    (yolo_folder / "labels" / "train" / "a.TXT").write_text(TRIANGLE)
+    rows = check_problem(yolo_folder, "duplicate", TEXT, r"holds a\.TXT and a\.txt: one name")
+    assert len(rows[0]["segments"]) == 1
+
+
+def test_folders_among_images_and_labels_are_reported(yolo_folder: Path, read_rows: Callable) -> None:
+    for file in (IMAGE, TEXT):
+        inside = (yolo_folder / file).parent / "sub"
+        inside.mkdir()
+        (yolo_folder / file).rename(inside / Path(file).name)
+    rows, problems = read_rows(yolo_folder, "raise")
+    assert [(problem.kind, problem.file) for problem in problems.found] == [
+        ("unlisted_file", str(yolo_folder / part / "train" / "sub")) for part in ("images", "labels")
+    ]
+    assert [row["image_id"] for row in rows] == ["b", "c"]
+
+
+@pytest.mark.parametrize("root", [".", "../train"])
+def test_a_relative_root(root: str, yolo_folder: Path, read_rows: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    (yolo_folder / "train").mkdir()
+    for part in ("images", "labels"):
+        (yolo_folder / part / "train").rename(yolo_folder / "train" / part)
+    monkeypatch.chdir(yolo_folder / "train")
+    rows, _ = read_rows(Path(root), "raise", split=None)
+    assert (rows[0]["file_name"], len(rows[0]["segments"])) == ("train/images/a.png", 2)
+    assert rows[0]["image"]["path"] == str(yolo_folder / "train" / "images" / "a.png")
 
 
 def test_rounding_is_clipped(yolo_folder: Path, read_rows: Callable) -> None:

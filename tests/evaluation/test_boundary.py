@@ -114,6 +114,12 @@ def test_pairwise_boundary_iou_refuses_other_shapes():
         boundary_iou(np.zeros((4, 4)), np.zeros((1, 4, 4)))
 
 
+@pytest.mark.parametrize("value", [-8.0, 0.5, math.nan])
+def test_pairwise_boundary_iou_refuses_probabilities(value):
+    with pytest.raises(ValueError, match=f"other: a floating-point mask may only hold 0 and 1, got {value}"):
+        boundary_iou(np.zeros((4, 4)), np.full((4, 4), value))
+
+
 def test_segment_boundary_iou_equals_the_pairs_and_leaves_void_out():
     rng = np.random.RandomState(2)
     actual = np.kron(rng.randint(0, 4, (4, 4)), np.ones((6, 6), dtype=np.int64))

@@ -70,6 +70,18 @@ def test_an_empty_prediction_has_an_empty_map():
     assert segments == []
 
 
+def test_images_without_a_place_come_last():
+    details = EvaluationDetails()
+    details.add_unread(None, "b.png")
+    details.add_unread(None, "a.png")
+    details.add(0, row("0.png"), ImageResult(0.5, MAP, []))
+    details.add_unread(1, "1.png")
+    details.complete(Confusion(np.zeros((1, 1), dtype=np.int64), ["a"], ["a"], "pixels"))
+    found = [(image.index, image.file_name, image.note) for image in details.images]
+    bad = "cannot be read"
+    assert found == [(0, "0.png", ""), (1, "1.png", bad), (None, "b.png", bad), (None, "a.png", bad)]
+
+
 def test_class_segments_are_the_labels_present():
     assert class_segments(MAP) == [{"id": 0, "label_id": 0}, {"id": 2, "label_id": 2}, {"id": 7, "label_id": 7}]
 

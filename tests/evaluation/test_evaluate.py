@@ -1,13 +1,18 @@
 """`evaluate` from data to metrics, with a model that answers the truth: every task must then be perfect."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_maskformer.data.load import load
 from hf_maskformer.data.row_stream import RowStream
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.evaluation.details import EvaluationDetails
 from hf_maskformer.evaluation.evaluate import Score, evaluate, score_images
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.label_spec import LabelSpec
 from model_answers import Oracle, processor_for
 
 
@@ -219,6 +224,84 @@ def test_a_skipped_image_is_listed(caplog):
     assert [image.index for image in details.worst] == [0, 2]
     with pytest.raises(ValueError, match="on_bad_sample 'ignore' is not allowed"):
         evaluate(oracle, processor_for(data), data, on_bad_sample="ignore")
+
+
+@pytest.fixture
+def six_images(tmp_path):
+    """Semantic maps: one image is empty, one cut off after its header, one has an empty label file."""
+    colours = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+    for name in "abcdef":
+        picture = colours.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "val" / "images" / f"{name}.jpg", quality=95)
+        halves = np.repeat(np.arange(2, dtype=np.uint8), 32)[None].repeat(48, axis=0)
+        Image.fromarray(halves).save(tmp_path / "val" / "labels" / f"{name}.png")
+    (tmp_path / "id2label.json").write_text('{"0": "left", "1": "right"}')
+    (tmp_path / "val" / "images" / "b.jpg").write_bytes(b"")
+    cut = tmp_path / "val" / "images" / "d.jpg"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (tmp_path / "val" / "labels" / "e.png").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("limit", "skipped", "listed"), [(None, 3, 6), (1, 2, 3), (3, 3, 5)])
+def test_images_left_out_of_the_index_are_counted_and_listed(six_images, limit, skipped, listed):
+    for _ in range(2):  # the second opening reads the stored index
+        data = load(six_images, split="val", on_bad_sample="skip", cache_dir=str(six_images / "cache"))
+        assert [Path(problem.file).name for problem in data.left_out] == ["b.jpg", "e.png"]
+        rows = [data.row(index) for index in range(len(data))]
+        assert [Path(row["file_name"]).name for row in rows] == ["a.jpg", "c.jpg", "d.jpg", "f.jpg"]
+        details = EvaluationDetails()
+        metrics = evaluate(
+            Oracle(data, rows=[rows[0], rows[1], rows[3]]),
+            processor_for(data),
+            data,
+            progress=False,
+            limit=limit,
+            on_bad_sample="skip",
+            details=details,
+        )
+        assert metrics["mean_iou"] == pytest.approx(1.0)
+        assert metrics["skipped"] == skipped
+        assert len(details.images) == listed
+        left_out = [image for image in details.images if image.index is None]
+        assert [Path(image.file_name).name for image in left_out] == ["b.jpg", "e.png"]
+        assert {image.note for image in left_out} == {"cannot be read"}
+
+
+def test_only_the_first_shard_counts_what_the_index_left_out(six_images):
+    data = load(six_images, split="val", on_bad_sample="skip", cache_dir=str(six_images / "cache"))
+    rows = [data.row(index) for index in range(4)]
+    parts = []
+    for number, answered in enumerate((rows[:2], rows[3:])):
+        parts.append(Score("semantic", data.label_spec))
+        oracle = Oracle(data, rows=answered)
+        score_images(oracle, processor_for(data), data, parts[-1], on_bad_sample="skip", shard=(number, 2))
+    assert [part.skipped for part in parts] == [2, 1]
+    assert parts[0].merge(parts[1]).compute()["skipped"] == 3
+
+
+def test_outputs_that_are_not_finite_name_the_images():
+    data = scenes("semantic", length=3)
+    oracle = Oracle(data)
+    names = [data.row(index)["file_name"] for index in range(3)]
+
+    def diverged(**inputs):
+        outputs = Oracle.forward(oracle, **inputs)
+        outputs["class_queries_logits"][:, 0, 0] = float("nan")
+        return outputs
+
+    oracle.forward = diverged
+    with pytest.raises(FloatingPointError, match=f"not finite.*{names[0]}, {names[1]}$"):
+        evaluate(oracle, processor_for(data), data, batch_size=2, progress=False)
+
+
+def test_instances_need_thing_classes():
+    data = SegmentationData([], LabelSpec({0: "sky"}, thing_label_ids=()), "panoptic", "")
+    processor = HfMaskFormerImageProcessor()
+    with pytest.raises(ValueError, match="task 'instance' needs thing classes, but all classes of the data are stuff"):
+        evaluate(None, processor, data, task="instance", progress=False)
 
 
 # --- streams and shards ----------------------------------------------------------------------------------------------

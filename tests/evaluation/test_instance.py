@@ -353,12 +353,29 @@ def test_state_is_small():
         ({"masks": box_masks((0, 0, 2, 2))[0]}, r"one mask per label \(1\), got 8"),
         ({"masks": box_masks((0, 0, 2, 2))[0][None, None]}, r"\(N, H, W\) or a list of RLE, got one of shape"),
         ({"masks": box_masks((0, 0, 2, 2), size=(4, 8))}, r"one \(height, width\), got \[\(4, 8\), \(8, 8\)\]"),
+        (
+            {"masks": np.full((1, 8, 8), -8.0)},
+            r"image 0, prediction, mask 0: a floating.*may only hold 0 and 1, got -8",
+        ),
+        ({"masks": torch.full((1, 8, 8), torch.nan)}, r"image 0, prediction, mask 0: .* got nan: apply a threshold"),
+        ({"masks": iter(())}, "prediction: masks must be a list, an array or a tensor, got tuple_iterator"),
+        ({"masks": [[[0, 1], [0]]]}, "prediction: mask 0 cannot be read as an array"),
+        ({"scores": ["high"]}, "prediction: scores must be numbers"),
+        ({"scores": None}, "prediction: scores is None"),
     ],
 )
 def test_wrong_entries_are_refused(change, message):
     masks = box_masks((0, 0, 4, 4))
     with pytest.raises(ValueError, match=message):
         MaskAveragePrecision(2).update([{**predicted(masks, [0.5], [0]), **change}], [actual(masks, [0])])
+
+
+@pytest.mark.parametrize("area", [np.nan, np.inf, -1.0])
+def test_area_that_is_none_is_refused(area):
+    masks = box_masks((0, 0, 4, 4), (4, 4, 4, 4))
+    entries = [predicted(masks, [0.5, 0.5], [0, 0])], [actual(masks, [0, 0], area=[16.0, area])]
+    with pytest.raises(ValueError, match=f"image 0, reference: area must be finite and at least 0, got {area}"):
+        MaskAveragePrecision(1).update(*entries)
 
 
 def test_unknown_iou_type_is_refused():

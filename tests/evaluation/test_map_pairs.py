@@ -59,6 +59,11 @@ def test_no_pixels():
     assert count_pairs(*map_pairs(empty, empty), (2, 2)).tolist() == [[0, 0], [0, 0]]
 
 
+def test_positions_of_ids_that_float64_cannot_tell_apart():
+    values = np.array([2**60 + 1, 2**60, 2**60 + 2, 2**64 - 3], dtype=np.uint64)
+    assert id_positions(values, np.array([2**60, -3, 2**60 + 1])).tolist() == [3, 1, 0, 0]
+
+
 @pytest.mark.parametrize("ids", [[7, 2, 9], [7, 2, 16_000_000], [-3, 7, 2], [7, 300, 2]])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_positions_of_ids(ids, dtype):

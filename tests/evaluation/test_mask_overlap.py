@@ -82,9 +82,19 @@ def test_every_mask_type_and_layout(width, dtype):
     mask[4, 5] = 0
     expected = crop_mask(mask.astype(bool))
     assert (expected.top, expected.left, expected.area) == (2, 3, 23)
-    typed = (mask * (1 if dtype is bool else 100)).astype(dtype)
+    typed = (mask * (1 if dtype in (bool, np.float32) else 100)).astype(dtype)
     for layout in (typed, np.asfortranarray(typed), np.repeat(typed, 2, axis=1)[:, ::2]):
         assert_same_crop(crop_mask(layout), expected)
+
+
+@pytest.mark.parametrize("value", [-8.0, 0.5, np.nan])
+def test_masks_that_are_no_masks_are_refused(value):
+    with pytest.raises(ValueError, match=f"may only hold 0 and 1, got {value}"):
+        crop_mask(np.full((4, 4), value))
+    mask = np.eye(4, dtype=np.float32)
+    mask[3, 0] = value
+    with pytest.raises(ValueError, match=f"may only hold 0 and 1, got {value}"):
+        crop_mask(mask)
 
 
 def test_pairs_that_are_not_wanted_are_apart():

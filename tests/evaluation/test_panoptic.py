@@ -32,67 +32,71 @@ def slow_panoptic_quality(predictions, references, num_labels, thing_label_ids, 
     """The COCO panoptic evaluation pixel set by pixel set, with Python dicts; Boundary PQ of that width if given."""
     stat = {label: {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0} for label in range(num_labels)}
     for prediction, reference in zip(predictions, references, strict=True):
-        pixels = {"prediction": {}, "reference": {}}
-        for name, one in (("prediction", prediction), ("reference", reference)):
-            known = {segment["id"] for segment in one["segments_info"]}
-            for place, value in np.ndenumerate(one["segmentation"]):
-                pixels[name].setdefault(int(value) if value in known else "void", set()).add(place)
-        void = pixels["reference"].get("void", set())
-        crowds, matched_references, matched_predictions = {}, set(), set()
-        for actual in reference["segments_info"]:
-            if actual.get("iscrowd"):
-                continue
-            own = pixels["reference"].get(actual["id"], set())
-            for predicted in prediction["segments_info"]:
-                theirs = pixels["prediction"][predicted["id"]]
-                if predicted["category_id"] != actual["category_id"] or not own & theirs:
-                    continue
-                iou = len(own & theirs) / (len(own) + len(theirs) - len(own & theirs) - len(theirs & void))
-                if width is not None:
-                    shape = reference["segmentation"].shape
-                    rim, their_rim = edge(own, width, shape), edge(theirs, width, shape)
-                    common = len(rim & their_rim)
-                    iou = min(iou, common / (len(rim) + len(their_rim) - common - len(their_rim & void)))
-                if iou > 0.5:
-                    stat[actual["category_id"]]["tp"] += 1
-                    stat[actual["category_id"]]["iou"] += iou
-                    matched_references.add(actual["id"])
-                    matched_predictions.add(predicted["id"])
-        for actual in reference["segments_info"]:
-            if actual.get("iscrowd"):
-                crowds[actual["category_id"]] = actual["id"]
-            elif actual["id"] not in matched_references:
-                stat[actual["category_id"]]["fn"] += 1
-        for predicted in prediction["segments_info"]:
-            if predicted["id"] in matched_predictions:
-                continue
-            theirs = pixels["prediction"][predicted["id"]]
-            excused = len(theirs & void)
-            if predicted["category_id"] in crowds:
-                excused += len(theirs & pixels["reference"].get(crowds[predicted["category_id"]], set()))
-            if excused / len(theirs) <= 0.5:
-                stat[predicted["category_id"]]["fp"] += 1
-
-    def average(labels):
-        values = []
-        for label in labels:
-            one = stat[label]
-            if one["tp"] + one["fp"] + one["fn"]:
-                weight = one["tp"] + 0.5 * one["fp"] + 0.5 * one["fn"]
-                sq = one["iou"] / one["tp"] if one["tp"] else 0.0
-                values.append((one["iou"] / weight, sq, one["tp"] / weight))
-        return np.mean(values, axis=0) if values else np.full(3, np.nan)
-
+        count_image(stat, prediction, reference, width)
     things = set(thing_label_ids)
-    pq, sq, rq = average(range(num_labels))
+    pq, sq, rq = average(stat.values())
     return {
         "pq": pq,
         "sq": sq,
         "rq": rq,
-        "pq_things": average(sorted(things))[0],
-        "pq_stuff": average(sorted(set(range(num_labels)) - things))[0],
-        "counts": [(stat[label]["tp"], stat[label]["fp"], stat[label]["fn"]) for label in range(num_labels)],
+        "pq_things": average(stat[label] for label in sorted(things))[0],
+        "pq_stuff": average(stat[label] for label in sorted(set(stat) - things))[0],
+        "counts": [(one["tp"], one["fp"], one["fn"]) for one in stat.values()],
     }
+
+
+def count_image(stat, prediction, reference, width):
+    """Adds one image to the counts and the IoU sums of the classes."""
+    theirs, own = segment_pixels(prediction), segment_pixels(reference)
+    crowds, matched_references, matched_predictions = {}, set(), set()
+    for actual in reference["segments_info"]:
+        if actual.get("iscrowd"):
+            crowds[actual["category_id"]] = own.get(actual["id"], set())
+            continue
+        for predicted in prediction["segments_info"]:
+            if predicted["category_id"] != actual["category_id"]:
+                continue
+            pair = own.get(actual["id"], set()), theirs[predicted["id"]]
+            iou = set_iou(*pair, own["void"])
+            if width is not None and iou:
+                shape = reference["segmentation"].shape
+                iou = min(iou, set_iou(*(edge(pixels, width, shape) for pixels in pair), own["void"]))
+            if iou > 0.5:
+                stat[actual["category_id"]]["tp"] += 1
+                stat[actual["category_id"]]["iou"] += iou
+                matched_references.add(actual["id"])
+                matched_predictions.add(predicted["id"])
+        stat[actual["category_id"]]["fn"] += actual["id"] not in matched_references
+    for predicted in prediction["segments_info"]:
+        pixels, label = theirs[predicted["id"]], predicted["category_id"]
+        excused = len(pixels & own["void"]) + len(pixels & crowds.get(label, set()))
+        stat[label]["fp"] += predicted["id"] not in matched_predictions and excused / len(pixels) <= 0.5
+
+
+def segment_pixels(one):
+    """The set of places of each id, and of "void": those of no listed id."""
+    known = {segment["id"] for segment in one["segments_info"]}
+    pixels = {"void": set()}
+    for place, value in np.ndenumerate(one["segmentation"]):
+        pixels.setdefault(int(value) if value in known else "void", set()).add(place)
+    return pixels
+
+
+def set_iou(own, theirs, void):
+    """Void is in no union."""
+    common = len(own & theirs)
+    return common / (len(own) + len(theirs) - common - len(theirs & void)) if common else 0.0
+
+
+def average(stats):
+    """Mean PQ, SQ and RQ of the classes that were seen."""
+    values = []
+    for one in stats:
+        if one["tp"] + one["fp"] + one["fn"]:
+            weight = one["tp"] + 0.5 * one["fp"] + 0.5 * one["fn"]
+            sq = one["iou"] / one["tp"] if one["tp"] else 0.0
+            values.append((one["iou"] / weight, sq, one["tp"] / weight))
+    return np.mean(values, axis=0) if values else np.full(3, np.nan)
 
 
 def edge(pixels, width, shape):
@@ -274,6 +278,20 @@ def test_tensors():
         (entry([[1, 1]], (1, 0)), r"shape \(1, 2\) but reference \(2, 2\)"),
         (entry([[1.0, 1.0]], (1, 0)), "must be .* integer ids, got float64"),
         ({"segmentation": np.ones((2, 2), int), "segments_info": [{"id": 1}]}, "neither label_id nor category_id"),
+        (
+            entry([[1, 1], [1, 1]], (1.7, 0)),
+            r"image 0, prediction, segments_info: id must be a whole number, got 1\.7",
+        ),
+        (entry([[1, 1], [1, 1]], (1, 0.9)), r"image 0, prediction, segments_info: label must be a whole .* got 0\.9"),
+        (entry([[1, 1], [1, 1]], (2**70, 0)), r"segments_info: id must lie in -2\^63\.\.2\^63 - 1, got 1180591"),
+        (entry([[1, 1], [1, 1]], (None, 0)), "image 0, prediction, segments_info: id is None"),
+        ({"segmentation": np.ones((2, 2), int), "segments_info": [{"label_id": 1}]}, "segments_info: id is missing"),
+        (
+            {"segmentation": np.ones((2, 2), int), "segments_info": [1]},
+            "segments_info: must be a dict with id, got int",
+        ),
+        ({"segmentation": np.ones((2, 2), int), "segments_info": None}, "prediction: segments_info is None"),
+        ({"segmentation": np.ones((2, 2), int), "segments_info": 1}, "segments_info must be a list.* got int"),
     ],
 )
 def test_wrong_entries_are_refused(prediction, message):
@@ -281,7 +299,20 @@ def test_wrong_entries_are_refused(prediction, message):
         PanopticQuality([1], 2).update([prediction], [entry([[1, 1], [1, 1]], (1, 0))])
 
 
+def test_large_unsigned_ids_are_told_apart():
+    ids = np.array([[2**60, 2**60, 2**60 + 1, 2**60 + 1, 2**64 - 3, 2**64 - 3]], dtype=np.uint64)
+    listed = entry(ids, (2**60, 0), (2**60 + 1, 1))
+    result = PanopticQuality([0], 2).update([listed], [listed]).compute()
+    assert [counts(result, label) for label in range(2)] == [(1, 0, 0), (1, 0, 0)]
+    with pytest.raises(ValueError, match="segment id -3 of segments_info has no pixel"):
+        PanopticQuality([0], 2).update([entry(ids, (2**60, 0), (-3, 1))], [listed])
+
+
 def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"thing_label_ids must be a whole number, got 0\.9"):
+        PanopticQuality([0.9], 2)
+    with pytest.raises(ValueError, match="thing_label_ids must be a list, an array or a tensor, got int"):
+        PanopticQuality(1, 2)
     with pytest.raises(ValueError, match=r"thing_label_ids: label 2 is outside the allowed 0\.\.1"):
         PanopticQuality([2], 2)
     with pytest.raises(ValueError, match=r"other\.thing_label_ids must be \(0,\)"):

@@ -35,5 +35,22 @@ def test_two_processes_equal_one(tmp_path):
         assert found["confusion"] == expected["confusion"]
         assert set(found["metrics"]) == set(expected["metrics"])
         for name, value in expected["metrics"].items():
-            if isinstance(value, float):
-                assert found["metrics"][name] == pytest.approx(value, rel=1e-14), name
+            assert_close(found["metrics"][name], value, name)
+    assert len(expected["metrics"]["per_category"]) > 1
+
+
+def assert_close(found, expected, name):
+    """Equal but for the order of the additions, entry by entry of lists and dicts."""
+    assert type(found) is type(expected), name
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), name
+        for key, value in expected.items():
+            assert_close(found[key], value, f"{name}, {key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), name
+        for index, value in enumerate(expected):
+            assert_close(found[index], value, f"{name}, entry {index}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-14, nan_ok=True), name
+    else:
+        assert found == expected, name

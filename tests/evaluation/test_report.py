@@ -11,7 +11,7 @@ from PIL import Image
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.evaluation.confusion_plot import MAX_NAME, plot_confusion_matrix
 from hf_maskformer.evaluation.details import Confusion, EvaluationDetails, ImageResult, class_segments
-from hf_maskformer.evaluation.report import per_class_rows, truth_map, worst_images_sheet, write_report
+from hf_maskformer.evaluation.report import CELL_WIDTH, per_class_rows, truth_map, worst_images_sheet, write_report
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.palette import id_color
 from hf_maskformer.visualize import ERROR
@@ -61,7 +61,8 @@ def details(data):
     right[:, 15:] = 1
     for index, (label_map, score) in enumerate(((right, 1.0), (np.zeros_like(right), 0.25))):
         details.add(index, data.row(index), ImageResult(score, label_map, class_segments(label_map)))
-    details.add_unread(2, {"file_name": "2.png"})
+    details.add_unread(None, "left_out.png")
+    details.add_unread(2, "2.png")
     names = ["road", "car"]
     details.complete(Confusion(np.array([[570, 0], [285, 285]]), names, names, "pixels"))
     return details
@@ -95,6 +96,7 @@ def test_the_files_of_a_report(data, details, tmp_path):
         ["0", "0.png", "1.0", ""],
         ["1", "1.png", "0.25", ""],
         ["2", "2.png", "", "cannot be read"],
+        ["", "left_out.png", "", "cannot be read"],
     ]
 
 
@@ -106,17 +108,28 @@ def test_a_report_needs_filled_details_and_no_worst_images(data, details, tmp_pa
     assert "worst_images.png" not in [path.name for path in write_report(tmp_path, METRICS, data, "semantic", none)]
 
 
-def test_dicts_of_pq_become_columns():
+def test_dicts_of_pq_become_columns_and_absent_classes_are_empty():
     metrics = {
         "pq": 0.5,
-        "per_category": [{"pq": 0.1, "true_positives": 3}, {"pq": 0.9, "true_positives": 4}],
+        "per_category": [{"pq": 0.0, "true_positives": 0}, {"pq": 0.9, "true_positives": 4}],
+        "boundary_per_category": [{"pq": 0.3, "true_positives": 1}, {"pq": 0.0, "true_positives": 0}],
         "map_per_category": [-1.0, 0.25],
-        "per_category_boundary_pq": [0.1, 0.2],
+        "per_category_boundary_map": [0.1, math.nan],
     }
     assert per_class_rows(metrics, SPEC) == [
-        ["id", "class", "kind", "pq", "true_positives", "map", "boundary_pq"],
-        [0, "road", "stuff", 0.1, 3, -1.0, 0.1],
-        [1, "car", "thing", 0.9, 4, 0.25, 0.2],
+        [
+            "id",
+            "class",
+            "kind",
+            "pq",
+            "true_positives",
+            "boundary_pq",
+            "boundary_true_positives",
+            "map",
+            "boundary_map",
+        ],
+        [0, "road", "stuff", None, 0, 0.3, 1, None, 0.1],
+        [1, "car", "thing", 0.9, 4, None, 0, 0.25, None],
     ]
 
 
@@ -146,6 +159,29 @@ def test_truth_of_each_task():
     assert instance.tolist() == [[0, 0, 1]]
     assert segments == [{"id": 1, "label_id": 1}]
     assert not crowd.any()
+
+
+@pytest.mark.parametrize("ignore_index", [-1, -100, 255])
+def test_void_may_be_negative(ignore_index):
+    spec = LabelSpec({0: "road", 1: "car"}, ignore_index=ignore_index)
+    row = row_of_map(np.array([[ignore_index, 0, 1]]), ignore_index)
+    (ids, segments), void = truth_map(row, "semantic", spec)
+    assert ids.tolist() == [[0, 1, 2]]
+    assert [(one["id"], one["label_id"]) for one in segments] == [(1, 0), (2, 1)]
+    assert void.tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("size", [(2, 3000), (3000, 2)])
+def test_the_sheet_of_a_narrow_image_stays_small(size, tmp_path):
+    labels = np.zeros(size, dtype=np.int64)
+    Image.new("RGB", size[::-1]).save(tmp_path / "a.png")
+    row = {**row_of_map(labels, name="a.png"), "image": {"bytes": None, "path": str(tmp_path / "a.png")}}
+    data = SegmentationData([row], SPEC, "semantic", "semantic_maps")
+    details = EvaluationDetails(worst=1)
+    details.add(0, row, ImageResult(0.5, labels, class_segments(labels)))
+    sheet = worst_images_sheet(details.worst, data, "semantic", "mean IoU")
+    assert sheet.height < 3 * CELL_WIDTH
+    assert sheet.width < 5 * CELL_WIDTH
 
 
 @pytest.mark.parametrize("classes", [1, 2, 11, 34, 150])

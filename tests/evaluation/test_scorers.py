@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_maskformer.evaluation.scorers import InstanceScorer, PanopticScorer, SemanticScorer, match_objects
+from hf_maskformer.evaluation.scorers import (
+    NO_CLASS,
+    InstanceScorer,
+    PanopticScorer,
+    SemanticScorer,
+    class_map,
+    match_objects,
+)
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle
@@ -147,6 +154,14 @@ def test_weak_instances_count_for_ap_only():
     assert scorer.compute()["map"] == pytest.approx(1.0)
     np.testing.assert_array_equal(scorer.confusion().matrix, [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
     assert result.segments == []
+
+
+@pytest.mark.parametrize("none", [[], [{"id": 3, "label_id": 2}]])
+def test_a_class_map_has_no_class_where_there_is_no_segment(none):
+    ids = np.array([[0, 7], [3, 7]])
+    found = class_map(ids, [{"id": 7, "label_id": 1}, *none])
+    assert found.dtype == np.int64
+    assert found.tolist() == [[NO_CLASS, 1], [2 if none else NO_CLASS, 1]]
 
 
 # --- panoptic --------------------------------------------------------------------------------------------------------

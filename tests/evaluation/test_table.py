@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_maskformer.evaluation import BoundaryIoU, MeanIoU, PanopticQuality, VolumeDice, format_table
+from hf_maskformer.evaluation.table import class_columns
 
 
 def test_semantic_table():
@@ -56,6 +57,24 @@ def test_volume_table():
     assert lines[3].split()[:3] == ["anterior", "1.0000", "0.0000"]
     assert lines[4].split()[:3] == ["posterior", "-", "-"]
     assert any(line.split() == ["dice", "1.0000"] for line in lines)
+
+
+def test_columns_keep_numbers_and_have_none_for_absent_classes():
+    counts = {"true_positives": 0, "false_positives": 0, "false_negatives": 0}
+    metrics = {
+        "map": 0.5,
+        "per_category_iou": [0.0, float("nan")],
+        "map_per_category": [-1.0, 0.0],
+        "boundary_per_category": [{"pq": 0.0, **counts}, {"pq": 0.0, **counts, "false_negatives": 2}],
+    }
+    assert class_columns(metrics, 2) == {
+        "iou": [0.0, None],
+        "map": [None, 0.0],
+        "boundary_pq": [None, 0.0],
+        "boundary_true_positives": [0, 0],
+        "boundary_false_positives": [0, 0],
+        "boundary_false_negatives": [0, 2],
+    }
 
 
 def test_wrong_number_of_classes_is_refused():

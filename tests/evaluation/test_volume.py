@@ -188,6 +188,14 @@ def test_tensors_table_and_evaluate_module():
 CUBE = np.zeros((2, 2, 2), dtype=np.int64)
 
 
+def test_spacing_may_be_rounded():
+    given = {"segmentation": CUBE, "spacing": np.array([0.7, 0.7, 3], dtype=np.float32)}
+    metric = VolumeDice(2).update([given, with_spacing(CUBE, 0.7, 0.7, 3)], [with_spacing(CUBE, 0.7, 0.7, 3), given])
+    assert metric.num_images == 2
+    with pytest.raises(ValueError, match="prediction has spacing"):
+        VolumeDice(2).update([with_spacing(CUBE, 0.7, 0.7, 3.01)], [given])
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "message"),
     [
@@ -201,6 +209,8 @@ CUBE = np.zeros((2, 2, 2), dtype=np.int64)
         (CUBE, with_spacing(CUBE, 1.0, math.nan, 1.0), "spacing must be 3 positive lengths"),
         (with_spacing(CUBE, 1.0, 1.0, 2.0), with_spacing(CUBE, 1.0, 1.0, 1.0), r"prediction has spacing .* 2\.0\)"),
         (with_spacing(CUBE, 1.0, 1.0, 2.0), CUBE, "but reference None"),
+        (CUBE, {"segmentation": CUBE, "spacing": 1.0}, r"reference: spacing must be 3 positive lengths, got 1\.0"),
+        (CUBE, with_spacing(CUBE, "a", "b", "c"), "reference: spacing must be 3 positive lengths"),
         (CUBE, {"spacing": (1, 1, 1)}, "reference: segmentation is missing, the entry has only"),
     ],
 )
@@ -214,6 +224,7 @@ def test_bad_input(prediction, reference, message):
     [
         ({"num_labels": 0}, "num_labels must be at least 1"),
         ({"num_labels": 2, "background": 2}, r"background must be one of the labels 0\.\.1 or None, got 2"),
+        ({"num_labels": 2, "background": "0"}, "background must be an integer, got '0'"),
         ({"num_labels": 2, "ignore_index": 1}, r"ignore_index must be outside the classes 0\.\.1, got 1"),
     ],
 )

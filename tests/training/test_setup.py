@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import List, Value
 from PIL import Image
 
+from data.hub_sets import one_row, parquet_folder
 from hf_maskformer.data.augment import TrainAugmentation
 from hf_maskformer.data.load import load
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.masks import encode_rle
 from hf_maskformer.training.config import TrainConfig
 from hf_maskformer.training.setup import (
     build_augmentation,
@@ -16,6 +19,7 @@ from hf_maskformer.training.setup import (
     load_splits,
     open_epoch,
     training_processor,
+    val_options,
 )
 
 
@@ -101,3 +105,37 @@ def test_an_epoch_pastes_as_often_as_its_augmentation_says() -> None:
 def test_an_option_with_its_own_field_is_refused(options):
     with pytest.raises(ValueError, match=r"dataset option (task='semantic'|split='x'): set the field"):
         load_splits(TrainConfig(max_steps=1, **options))
+
+
+def test_the_val_split_is_read_as_the_training_split_unless_it_says_otherwise():
+    options = {"length": 9, "seed": 1, "streaming": True, "ignore_index": 0, "thing_labels": ["car"], "columns": {}}
+    config = TrainConfig(max_steps=1, dataset_options=options)
+    assert val_options(config) == {"ignore_index": 0, "thing_labels": ["car"], "columns": {}}
+    config.val_dataset_options = {"ignore_index": 7, "thing_label_ids": [1], "length": 3}
+    assert val_options(config) == {"ignore_index": 7, "thing_label_ids": [1], "length": 3, "columns": {}}
+
+
+def test_reader_options_reach_the_val_split(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (tmp_path / "set" / split / part).mkdir(parents=True)
+        for part, values in (("images", np.zeros((4, 4), np.uint8)), ("labels", np.eye(4, dtype=np.uint8) * 7 + 1)):
+            Image.fromarray(values).save(tmp_path / "set" / split / part / f"{split}.png")
+    options = {"label_table": {"1": "road", "8": "car"}, "cache_dir": str(tmp_path / "cache")}
+    config = TrainConfig(max_steps=1, dataset=str(tmp_path / "set"), dataset_options=options)
+    train_data, val_data = load_splits(config)
+    assert val_data is not None
+    np.testing.assert_array_equal(val_data.reference(0), train_data.reference(0))
+
+
+def test_splits_with_other_things_are_refused(tmp_path: Path) -> None:
+    feature = List({"category": Value("int64"), "rle": Value("string")})
+    objects = [{"category": 0, "rle": encode_rle(np.eye(6, 8, dtype=bool))["counts"]}]
+    data = one_row({"objects": feature}, objects=objects)
+    folder = parquet_folder(tmp_path / "set", train=data, val=data)
+    options = {"id2label": ["road", "car"], "thing_labels": ["car"], "cache_dir": str(tmp_path / "cache")}
+    config = TrainConfig(max_steps=1, dataset=str(folder), dataset_options=options)
+    load_splits(config)
+    config.val_dataset_options = {"thing_labels": ["road"]}
+    with pytest.raises(ValueError, match=r"things .* of val are \['road'\]; those of train are \['car'\]"):
+        load_splits(config)

@@ -1,7 +1,9 @@
 """Arguments that several verbs share."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Arguments of `hf_maskformer.data.load.load` with a flag of their own.
@@ -54,3 +56,51 @@ def dataset_options(given: Mapping[str, Any], on_bad_sample: str | None) -> tupl
             f"on_bad_sample is {policy!r} in --dataset-options but --on-bad-sample is {on_bad_sample!r}: give one"
         )
     return options, str(policy or on_bad_sample or "raise")
+
+
+def check_counts(**values: int | None) -> None:
+    """Raises ValueError for a flag (batch_size is --batch-size) that is given and below 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+def check_device(name: str | None) -> None:
+    """Raises ValueError for a --device that this machine does not have; None, the default, is allowed."""
+    import torch
+
+    if name is None:
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = ["cpu"]
+    if accelerator is not None:
+        there += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
+    try:
+        device = torch.device(name)
+        known = any(device == torch.device(one) or name == torch.device(one).type for one in there)
+    except RuntimeError:  # no name of a device
+        known = False
+    if not known:
+        raise ValueError(f"--device {name!r} is not there; devices of this machine: {', '.join(there)}")
+
+
+def check_output_file(flag: str, path: str | None) -> None:
+    """Raises ValueError where a file cannot be written; it may exist, and its folders need not."""
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise ValueError(f"{flag} {path} is a folder; it must be a file")
+    check_output_folder(flag, str(Path(path).parent))
+    if Path(path).exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"{flag} {path} cannot be written to")
+
+
+def check_output_folder(flag: str, path: str | None) -> None:
+    """Raises ValueError where a folder cannot be made or written to."""
+    if path is None:
+        return
+    there = next(one for one in (Path(path), *Path(path).absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ValueError(f"{flag} {path}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{flag} {path}: {there} cannot be written to")

@@ -4,15 +4,29 @@ hf-maskformer evaluate runs/camvid/best --dataset DIR --split val --json metrics
 accelerate launch --num_processes 2 -m hf_maskformer.cli.main evaluate MODEL --dataset DIR   (shares the images)
 """
 
+import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_maskformer.cli.arguments import add_input_arguments, dataset_options, reader_options
+from hf_maskformer.cli.arguments import (
+    add_input_arguments,
+    check_counts,
+    check_device,
+    check_output_file,
+    check_output_folder,
+    dataset_options,
+    reader_options,
+)
 from hf_maskformer.training.config import key_values
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from hf_maskformer.data.segmentation_data import SegmentationData
+
+TASKS = ("semantic", "instance", "panoptic")  # each needs less truth than the next
+TASK_REFUSED = re.compile(r"task '\w+' is not possible with .*, allowed: ([\w, ]+)")  # by `data.sample.check_task`
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument(
         "--task",
-        choices=["semantic", "instance", "panoptic"],
+        choices=TASKS,
         help="default: the model's task; of official checkpoints, which store none, the dataset's",
     )
     parser.add_argument("--format", help="dataset format; default: found from the folder's shape")
@@ -35,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="options of the reader; a value may be a mapping, such as 'columns={image: photo}'",
     )
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
+    parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images that can be indexed only")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--boundary", action="store_true", help="also measure the masks' boundaries")
     parser.add_argument("--json", metavar="FILE", help="write the metrics as one JSON object")
@@ -58,7 +72,7 @@ def run(arguments: Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from hf_maskformer.data.load import load
+    check_arguments(arguments)
     from hf_maskformer.evaluation.details import EvaluationDetails
     from hf_maskformer.evaluation.evaluate import evaluate
     from hf_maskformer.inference.checkpoint import load_checkpoint
@@ -71,14 +85,7 @@ def run(arguments: Namespace) -> None:
         options = {"intensity_range": tuple(processor.intensity_range), **options}
     options |= reader_options(arguments)
     task = arguments.task or processor.task
-    data = load(
-        arguments.dataset,
-        split=arguments.split,
-        task=task,
-        format=arguments.format,
-        on_bad_sample=on_bad_sample,
-        **options,
-    )
+    data = load_data(arguments, task, on_bad_sample, options)
     processes = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     metrics = evaluate(
         model,
@@ -99,8 +106,42 @@ def run(arguments: Namespace) -> None:
     close(processes)
 
 
+def check_arguments(arguments: Namespace) -> None:
+    """Raises ValueError for flags that cannot be used, before anything is read."""
+    check_counts(batch_size=arguments.batch_size, limit=arguments.limit)
+    check_output_file("--json", arguments.json)
+    check_output_folder("--report-dir", arguments.report_dir)
+    check_device(arguments.device)
+
+
+def load_data(
+    arguments: Namespace, task: str | None, on_bad_sample: str, options: dict[str, Any]
+) -> "SegmentationData":
+    """The dataset; where it has no truth for the model's own task, the error says which --task is possible."""
+    from hf_maskformer.data.load import load
+
+    try:
+        return load(
+            arguments.dataset,
+            split=arguments.split,
+            task=task,
+            format=arguments.format,
+            on_bad_sample=on_bad_sample,
+            **options,
+        )
+    except ValueError as error:
+        refused = TASK_REFUSED.fullmatch(str(error))
+        if refused is None or task is None or arguments.task is not None:
+            raise
+        possible = [name for name in TASKS[: TASKS.index(task)] if name in refused[1].split(", ")]
+        if not possible:
+            raise
+        raise ValueError(f"{error}; {task} is the model's task: choose --task {' or '.join(possible)}") from error
+
+
 def publish(arguments: Namespace, metrics: dict[str, Any], data: Any, task: str, details: Any) -> None:
     """Prints the table and writes the files that were asked for."""
+    from hf_maskformer.evaluation.json_format import write_json
     from hf_maskformer.evaluation.table import format_table
 
     print(format_table(metrics, data.label_spec.id2label))
@@ -117,10 +158,3 @@ def close(processes: "PartialState") -> None:
     """Ends the group of several processes; torch warns about one that is left open."""
     if processes.num_processes > 1:
         processes.destroy_process_group()
-
-
-def write_json(path: Path, metrics: dict[str, Any]) -> None:
-    """One flat object; nan (a class that is absent) becomes null."""
-    from hf_maskformer.evaluation.json_format import write_json as write
-
-    write(path, metrics)

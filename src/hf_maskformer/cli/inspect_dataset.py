@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_maskformer.cli.arguments import add_input_arguments, reader_options
+from hf_maskformer.cli.arguments import add_input_arguments, check_output_file, check_output_folder, reader_options
 from hf_maskformer.training.config import key_values
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 SHEET_WIDTH = 2560  # pixels, of four pictures in a row, or two where there are four or fewer
 MIN_SIDE = 480  # pixels; smaller pictures are enlarged, so that names can be read in them
+MAX_ENLARGED_SIDE = 2560  # pixels; a narrow picture is enlarged no further
 ALPHA = 0.45  # opacity of the colours
 STRIPE_WIDTH = 6  # of the pattern over void pixels
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DIR", help="dataset folder")
+    parser.add_argument("dataset", metavar="DIR", help="dataset folder, or the id of a data set on the Hub")
     parser.add_argument("--split", help="only this split; default: all")
     parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="only formats that serve it")
     parser.add_argument("--format", help="only this format; default: all that the folder has")
@@ -39,9 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    from hf_maskformer.cli.evaluate import write_json
+    check_output_folder("--output-dir", arguments.output_dir)
+    check_output_file("--json", arguments.json)
+    check_output_file("--overlays", arguments.overlays)
     from hf_maskformer.data.inspection import inspect_dataset
     from hf_maskformer.data.inspection_table import format_report
+    from hf_maskformer.evaluation.json_format import write_json
 
     options = {**reader_options(arguments), **key_values(arguments.dataset_options)}
     report = inspect_dataset(
@@ -91,35 +95,41 @@ def picture_parts(
     """(H, W, 3) image, (H, W) segment ids with 0 = void, segments."""
     import numpy as np
 
-    from hf_maskformer.data.segmentation_data import panoptic_reference
+    from hf_maskformer.data.segmentation_data import layered_segments
     from hf_maskformer.data.volumes import label_slice
-    from hf_maskformer.visualize import fill_segments
 
     if picture.format == "volumes":
         grey, labels = label_slice(picture.source)
         known = [int(label) for label in np.unique(labels) if label in picture.label_spec.id2label]
-        commonest = picture.source.labels[np.argmax(picture.source.voxels)]
-        segments = [{"id": label + 1, "label_id": label} for label in known if label != commonest]
+        segments = [{"id": label + 1, "label_id": label} for label in known if label != picture.source.commonest]
         return np.repeat(grey[..., None], 3, axis=2), labels + 1, segments
-    reference = panoptic_reference(picture.source)
-    spec, infos = picture.label_spec, reference["segments_info"]
+    infos, on_top = layered_segments(picture.source)
+    spec = picture.label_spec
     # Colours follow the ids: stuff gets one for each class, the same in all pictures, and things the next free ones.
     stuff = [info["label_id"] not in spec.thing_label_ids for info in infos]
     ids = [
         1 + (info["label_id"] if flat else spec.num_labels + k)
         for k, (info, flat) in enumerate(zip(infos, stuff, strict=True))
     ]
-    segmentation = fill_segments(reference["segmentation"], [info["id"] for info in infos], ids, 0)
+    segmentation = np.array([0, *ids], dtype=np.int32)[on_top]
     drawn = {number: {"id": number, "label_id": info["label_id"]} for number, info in zip(ids, infos, strict=True)}
-    return read_picture(picture.file, intensity_range), segmentation, list(drawn.values())
+    content = picture.source["image"]["bytes"]
+    return read_picture(picture.file, intensity_range, content), segmentation, list(drawn.values())
 
 
-def read_picture(path: Path, intensity_range: tuple[float, float] | None) -> "np.ndarray":
-    """(H, W, 3) uint8; a deep image without a stated range is shown from its least to its largest value."""
+def read_picture(
+    path: Path, intensity_range: tuple[float, float] | None, content: bytes | None = None
+) -> "np.ndarray":
+    """(H, W, 3) uint8; a deep image without a stated range is shown from its least to its largest value.
+
+    `content` is that of the file, where there is none.
+    """
+    import io
+
     from hf_maskformer.data.sample import image_to_rgb
     from hf_maskformer.model.image_conversion import open_image, pil_to_array
 
-    image = open_image(path)
+    image = open_image(path) if content is None else open_image(io.BytesIO(content), str(path))
     values = pil_to_array(image, str(path))
     if intensity_range is None and values.ndim == 2:
         low, high = float(values.min()), float(values.max())
@@ -128,8 +138,11 @@ def read_picture(path: Path, intensity_range: tuple[float, float] | None) -> "np
 
 
 def enlarge(image: "np.ndarray", ids: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-    """Image and ids repeated a whole number of times, so that the shorter side has `MIN_SIDE` pixels or more."""
-    factor = -(-MIN_SIDE // min(ids.shape))
+    """Image and ids repeated a whole number of times, so that the shorter side has `MIN_SIDE` pixels or more.
+
+    Fewer times where the longer side would be above `MAX_ENLARGED_SIDE`.
+    """
+    factor = max(1, min(-(-MIN_SIDE // min(ids.shape)), MAX_ENLARGED_SIDE // max(ids.shape)))
     return image.repeat(factor, axis=0).repeat(factor, axis=1), ids.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

@@ -7,7 +7,7 @@ import logging
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from hf_maskformer.cli.arguments import add_input_arguments, intensity_range
+from hf_maskformer.cli.arguments import add_input_arguments, check_device, check_output_folder, intensity_range
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     images = image_files(arguments.images)
     values = intensity_range(arguments)
+    check_output_folder("--output-dir", arguments.output_dir)
+    check_device(arguments.device)
     from tqdm.auto import tqdm
 
     from hf_maskformer.inference.predictor import Predictor

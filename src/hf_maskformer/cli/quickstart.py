@@ -31,9 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     output = Path(arguments.output_dir)
     clear(output)
-    from hf_maskformer.cli.evaluate import write_json
     from hf_maskformer.data.load import load
     from hf_maskformer.evaluation.evaluate import evaluate
+    from hf_maskformer.evaluation.json_format import write_json
     from hf_maskformer.evaluation.table import format_table
     from hf_maskformer.inference.checkpoint import load_checkpoint
     from hf_maskformer.training.train import train

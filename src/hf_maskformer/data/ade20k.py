@@ -15,10 +15,11 @@ import numpy as np
 
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
 from hf_maskformer.data.label_files import read_label_map
-from hf_maskformer.data.paired_files import image_files, report_missing
+from hf_maskformer.data.paired_files import image_files, image_name, report_missing
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.run_segments import runs_to_segments
 from hf_maskformer.data.sample import check_image_size
+from hf_maskformer.data.text_files import read_lines
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import id_map_runs, id_map_to_runs
 
@@ -50,8 +51,7 @@ def ade20k_label_spec(root: Path, problems: Problems) -> LabelSpec:
 
 
 def _read_names(path: Path) -> list[str]:
-    with problem_kind("broken_record", path):
-        header, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+    header, *lines = read_lines(path, "broken_record") or [""]
     columns = [cell.strip() for cell in header.split("\t")]
     if not {"Idx", "Name"} <= set(columns):
         message = f"{path}: must have the columns Idx and Name, separated by tabs; found {', '.join(columns)}"
@@ -116,6 +116,6 @@ def _row(spec: LabelSpec, problems: Problems, pair: tuple[Path, Path]) -> dict[s
         "image_id": image.stem,
         "height": values.shape[0],
         "width": values.shape[1],
-        "file_name": image.relative_to(image.parents[2]).as_posix(),
+        "file_name": image_name(image),
         "segments": runs_to_segments(id_map_to_runs(values, wanted), wanted, [value - 1 for value in wanted]),
     }

@@ -41,7 +41,8 @@ class TrainAugmentation:
         resize: what comes before the crop, instead of the jitter by `scale_range`.
         transforms: any transform of torchvision.transforms.v2, or a Compose of them, for the result; see
             `data/transforms.py` for the form of a sample there.
-        copy_paste_probability: how often `TrainingDataset` pastes objects of another image on the result.
+        copy_paste_probability: how often `TrainingDataset` and `TrainingStream` paste objects of another image on the
+            result.
     """
 
     crop_size: tuple[int, int] | None

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
 from hf_maskformer.data.label_files import read_label_map
-from hf_maskformer.data.paired_files import report_missing
+from hf_maskformer.data.paired_files import list_folder, report_missing, warn_folders
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.run_segments import runs_to_segments
 from hf_maskformer.data.sample import check_image_size
@@ -99,13 +99,13 @@ def cityscapes_source(images: Path, maps: Path, problems: Problems) -> DatasetSo
     Args:
         images: leftImg8bit/SPLIT.
         maps: gtFine/SPLIT.
-        problems: is told of a missing partner, a value that is not in the official table, sizes that differ, and
-            files that cannot be read.
+        problems: is told of a missing partner, a value that is not in the official table, sizes that differ,
+            files that cannot be read, and what else lies among the images.
 
     Raises:
         DatasetError: the split has no images, no labels, or labels that are all void (as the test split).
     """
-    files = sorted(images.glob(f"*/*{IMAGE_ENDING}"))
+    files = _image_files(images, problems)
     if not files:
         raise DatasetError("missing_file", images, f"{images} holds no CITY/*{IMAGE_ENDING}")
     ending = _label_ending(images, maps)
@@ -129,6 +129,20 @@ def cityscapes_source(images: Path, maps: Path, problems: Problems) -> DatasetSo
                 raise _no_labels(maps, f"the {len(pairs)} files *{ending} hold no evaluated class")
 
     return DatasetSource(spec, rows, fingerprint)
+
+
+def _image_files(images: Path, problems: Problems) -> list[Path]:
+    """CITY/*_leftImg8bit.png, sorted; what else lies there is reported."""
+    others, cities = list_folder(images)
+    found = []
+    for city in cities:
+        files, folders = list_folder(city)
+        found += [path for path in files if path.name.endswith(IMAGE_ENDING)]
+        others += [path for path in files if not path.name.endswith(IMAGE_ENDING)]
+        warn_folders(folders, problems)
+    for path in others:
+        problems.warning("unlisted_file", path, f"{path}: is no CITY/*{IMAGE_ENDING} and is not used")
+    return found
 
 
 def _label_ending(images: Path, maps: Path) -> str:

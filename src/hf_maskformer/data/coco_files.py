@@ -5,8 +5,9 @@ Format: Lin et al., "Microsoft COCO: Common Objects in Context" (ECCV 2014), and
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hf_maskformer.model.label_spec import LabelSpec
 MAX_INTEGER = 2**63 - 1  # what a stored row can hold
 LISTED_VALUES = 20  # allowed ids that a message writes out
 CITYSCAPES_ENDING = "_gtFine_leftImg8bit.png"
+UNUSABLE = re.compile(r"[\0\ud800-\udfff]")  # characters that no file's name and no stored text may hold
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def listed_files(folder: Path, records: Iterable[Any]) -> list[Path]:
     return [image_file(folder, name) for name in names if isinstance(name, str)]
 
 
+def state_of(record: Mapping[str, Any], key: str) -> str:
+    """What a record holds under a key, for messages."""
+    return f"has {key} {record[key]!r:.80}" if key in record else f"has no {key}"
+
+
 def record_integer(path: Path, record: Mapping[str, Any], key: str, where: str, minimum: int | None = None) -> int:
     """A whole number of a record; DatasetError if it is missing or something else."""
     value = record.get(key)
@@ -78,10 +85,28 @@ def record_integer(path: Path, record: Mapping[str, Any], key: str, where: str, 
         value = int(value)
     outside = isinstance(value, int) and not (-MAX_INTEGER if minimum is None else minimum) <= value <= MAX_INTEGER
     if isinstance(value, bool) or not isinstance(value, int) or outside:
-        state = f"has {key} {value!r:.80}" if key in record else f"has no {key}"
         wanted = "a whole number" if minimum is None else f"a whole number of at least {minimum}"
-        raise DatasetError("broken_record", path, f"{path}: {where} {state}, it must be {wanted}")
+        raise DatasetError("broken_record", path, f"{path}: {where} {state_of(record, key)}, it must be {wanted}")
     return value
+
+
+def image_id_of(record: Mapping[str, Any], key: str) -> int | str | None:
+    """The image id of a record, 1.0 as 1; None if it is missing or neither a whole number nor a text."""
+    value = record.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return None if UNUSABLE.search(value) else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def file_name_of(path: Path, record: Mapping[str, Any], where: str) -> str:
+    """The file_name of a record; DatasetError if it is missing or a name that no file can have."""
+    name = record.get("file_name")
+    if isinstance(name, str) and name and not UNUSABLE.search(name):
+        return name
+    state = state_of(record, "file_name")
+    raise DatasetError("broken_record", path, f"{path}: {where} {state}, it must be the name of a file")
 
 
 def record_flag(path: Path, record: Mapping[str, Any], key: str, where: str, default: bool | None) -> bool:
@@ -115,7 +140,7 @@ def categories_to_spec(
             raw = record_integer(path, category, "id", f"category {position} of the list ({category.get('name')})")
             if raw in found:
                 raise DatasetError("duplicate", path, f"{path}: category id {raw} stands twice in categories")
-            name = str(category.get("name", raw))
+            name = str(raw if category.get("name") is None else category["name"])
             found[raw] = (name, bool(default_isthing))
             where = f"category {raw} ({category.get('name')})"
             found[raw] = (name, record_flag(path, category, "isthing", where, default_isthing))
@@ -138,8 +163,7 @@ def label_of(path: Path, record: Mapping[str, Any], spec: LabelSpec, where: str)
         return spec.raw_to_label[int(raw)]
     allowed = sorted(spec.raw_to_label)
     shown = ", ".join(map(str, allowed[:LISTED_VALUES])) + (", ..." if len(allowed) > LISTED_VALUES else "")
-    state = f"has category_id {raw!r:.80}" if "category_id" in record else "has no category_id"
-    message = f"{path}: {where} {state}, which is not in categories, allowed: {shown}"
+    message = f"{path}: {where} {state_of(record, 'category_id')}, which is not in categories, allowed: {shown}"
     raise DatasetError("unknown_label", path, message)
 
 
@@ -157,30 +181,27 @@ def image_records(
         with problems.catch(path):
             if not isinstance(record, Mapping):
                 raise DatasetError("broken_record", path, f"{path}: image {position} of the list is no object")
-            image_id = record.get("id")
-            if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
-                state = f"has id {image_id!r:.80}" if "id" in record else "has no id"
-                where = f"image {position} of the list ({record.get('file_name')})"
-                raise DatasetError("broken_record", path, f"{path}: {where} {state}, it must be a number or a text")
+            image_id = image_id_of(record, "id")
+            if image_id is None:
+                where = f"image {position} of the list ({record.get('file_name')}) {state_of(record, 'id')}"
+                raise DatasetError("broken_record", path, f"{path}: {where}, it must be a number or a text")
             if image_id in records:
                 raise DatasetError("duplicate", path, f"{path}: image id {image_id} stands twice in images")
             broken.add(image_id)
             checked = _image_record(path, image_id, record)
-            if checked.file_name in files:
-                first = files[checked.file_name]
+            name = os.path.normpath(checked.file_name)  # ./a.png is a.png
+            if name in files:
+                first = files[name]
                 message = f"{path}: images {first} and {image_id} both have the file_name {checked.file_name}"
                 raise DatasetError("duplicate", path, message)
-            files[checked.file_name] = image_id
+            files[name] = image_id
             broken.discard(image_id)
             records[image_id] = checked
     return records, broken
 
 
 def _image_record(path: Path, image_id: int | str, record: Mapping[str, Any]) -> ImageRecord:
-    name = record.get("file_name")
-    if not isinstance(name, str) or not name:
-        state = f"has file_name {name!r:.80}" if "file_name" in record else "has no file_name"
-        raise DatasetError("broken_record", path, f"{path}: image {image_id} {state}, it must be a text")
+    name = file_name_of(path, record, f"image {image_id}")
     where = f"image {image_id} ({name})"
     height, width = (record_integer(path, record, key, where, minimum=1) for key in ("height", "width"))
     return ImageRecord(image_id, name, height, width)
@@ -198,16 +219,27 @@ def find_image(path: Path, folder: Path, record: ImageRecord) -> Path:
 
 
 def warn_unlisted(path: Path, folder: Path, images: Iterable[Any], problems: Problems) -> None:
-    """Reports each file of the folder that the JSON does not list: it is not used."""
+    """Reports each file that the JSON does not list, so that it is not used; folders of nothing else once."""
     listed = {os.path.normpath(file) for file in listed_files(folder, images)}
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
-    for name in names:
-        if os.path.normpath(folder / name) not in listed:
-            message = f"{folder / name}: is not listed in {path}; it is not used"
-            problems.warning("unlisted_file", folder / name, message)
+    used = {os.path.dirname(file) for file in listed} | {os.path.normpath(folder)}
+    for inside, names in _files_below(folder):
+        unlisted = [inside / name for name in names if os.path.normpath(inside / name) not in listed]
+        if unlisted and os.path.normpath(inside) not in used:
+            message = f"{inside}: none of its {len(unlisted)} file(s), such as {unlisted[0].name}, is listed in {path}"
+            problems.warning("unlisted_file", inside, f"{message}; they are not used")
+            continue
+        for file in unlisted:
+            problems.warning("unlisted_file", file, f"{file}: is not listed in {path}; it is not used")
+
+
+def _files_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder in and below a folder, through links, with the names of its files; hidden ones are passed over."""
+    seen = set()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(inside))
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in below if os.path.realpath(os.path.join(inside, name)) not in seen]
+        yield Path(inside), sorted(name for name in names if not name.startswith("."))
 
 
 def warn_repeated_ids(path: Path, annotations: Iterable[Any], problems: Problems) -> None:

@@ -13,17 +13,20 @@ from hf_maskformer.data.coco_files import (
     ImageRecord,
     categories_to_spec,
     find_image,
+    image_id_of,
     image_records,
     label_of,
     listed_files,
     read_coco_json,
     record_flag,
     record_integer,
+    state_of,
     warn_repeated_ids,
     warn_unlisted,
 )
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
+from hf_maskformer.data.run_segments import stored_segment
 from hf_maskformer.data.segments import warn_box, warn_identical
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import MaskRuns, check_polygon, list_polygons, points_to_runs, rles_to_runs
@@ -89,9 +92,9 @@ def _annotations_by_image(
             if not isinstance(annotation, Mapping):
                 message = f"{path}: annotation {position} of the list is no object"
                 raise DatasetError("broken_record", path, message)
-            image_id = annotation.get("image_id")
-            if not isinstance(image_id, (int, str)) or image_id not in image_ids:
-                state = f"has image_id {image_id!r:.80}" if "image_id" in annotation else "has no image_id"
+            image_id = image_id_of(annotation, "image_id")
+            if image_id is None or image_id not in image_ids:
+                state = state_of(annotation, "image_id")
                 message = f"{path}: annotation {annotation.get('id')} {state}, which is not in images"
                 raise DatasetError("broken_record", path, message)
             by_image[image_id].append(annotation)
@@ -213,11 +216,4 @@ def _segment(
         area = pixels
     if "bbox" in mask.annotation:
         box = warn_box(path, mask.where, mask.annotation["bbox"], box, size, problems, mask.polygons)
-    return {
-        "id": mask.id,
-        "label_id": mask.label_id,
-        "iscrowd": mask.iscrowd,
-        "area": float(area),
-        "bbox": box,
-        "rle": text,
-    }
+    return stored_segment(mask.id, mask.label_id, mask.iscrowd, area, box, text)

@@ -13,17 +13,21 @@ from PIL import Image as PILImage
 from hf_maskformer.data.coco_files import (
     ImageRecord,
     categories_to_spec,
+    file_name_of,
     find_image,
+    image_id_of,
     image_records,
     label_of,
     listed_files,
     read_coco_json,
     record_flag,
     record_integer,
+    state_of,
     warn_unlisted,
 )
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
 from hf_maskformer.data.problems import DatasetError, Problems
+from hf_maskformer.data.run_segments import stored_segment
 from hf_maskformer.data.segments import warn_box
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import MAX_PANOPTIC_ID, id_map_to_runs
@@ -84,9 +88,9 @@ def _annotated(
             if not isinstance(annotation, Mapping):
                 message = f"{path}: annotation {position} of the list is no object"
                 raise DatasetError("broken_record", path, message)
-            image_id = annotation.get("image_id")
-            if not isinstance(image_id, (int, str)) or not (image_id in records or image_id in broken):
-                state = f"has image_id {image_id!r:.80}" if "image_id" in annotation else "has no image_id"
+            image_id = image_id_of(annotation, "image_id")
+            if image_id is None or not (image_id in records or image_id in broken):
+                state = state_of(annotation, "image_id")
                 message = f"{path}: an annotation {state}, which is not in images ({annotation.get('file_name')})"
                 raise DatasetError("broken_record", path, message)
             if image_id in seen:
@@ -104,8 +108,7 @@ def _annotated(
 
 def _checked(path: Path, annotation: Mapping[str, Any], record: ImageRecord) -> Mapping[str, Any]:
     where = f"the annotation of image {record.id} ({record.file_name})"
-    if not isinstance(annotation.get("file_name"), str):
-        raise DatasetError("broken_record", path, f"{path}: {where} has no file_name")
+    file_name_of(path, annotation, where)
     if not isinstance(annotation.get("segments_info"), list):
         raise DatasetError("broken_record", path, f"{path}: {where} has no list segments_info")
     return annotation
@@ -199,16 +202,8 @@ def _measured(
                 raise DatasetError("empty_mask", path, message)
             if "bbox" in info:
                 warn_box(path, where, info["bbox"], box, (ids.shape[0], ids.shape[1]), problems)
-            segments.append(
-                {
-                    "id": segment_id,
-                    "label_id": labels[segment_id],
-                    "iscrowd": bool(info.get("iscrowd", 0)),
-                    "area": float(pixels),
-                    "bbox": box,
-                    "rle": text,
-                }
-            )
+            iscrowd = bool(info.get("iscrowd", 0))
+            segments.append(stored_segment(segment_id, labels[segment_id], iscrowd, pixels, box, text))
     if sum(areas) < ids.size:
         with problems.catch(png):
             _refuse_unlisted(path, png, ids, list(described))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hf_maskformer.data.copy_paste import choose_objects, paste_objects
+from hf_maskformer.data.copy_paste import choose_objects, paste_objects, paste_probability
 from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
@@ -28,7 +28,8 @@ class TrainingDataset(Dataset[Sample]):
         on_bad_sample: what to do when a sample cannot be read: "raise" its ValueError, or "skip": log it and take the
             next index that can be read.
         copy_paste_probability: how often objects of another image, augmented like this one, are pasted on it
-            (`data/copy_paste.py`). It has random numbers of its own: without it items stay what they are.
+            (`data/copy_paste.py`); None = as often as the augmentation says. It has random numbers of its own:
+            without it items stay what they are.
 
     Raises:
         ValueError: objects are to be pasted for the semantic task, whose masks are classes.
@@ -40,21 +41,14 @@ class TrainingDataset(Dataset[Sample]):
         augmentation: Callable[[Sample, np.random.Generator], Sample] | None = None,
         seed: int = 0,
         on_bad_sample: str = "raise",
-        copy_paste_probability: float = 0.0,
+        copy_paste_probability: float | None = None,
     ) -> None:
         check_on_bad_sample(on_bad_sample)
-        if not 0 <= copy_paste_probability <= 1:
-            raise ValueError(f"copy_paste_probability must be in 0..1, got {copy_paste_probability}")
-        if copy_paste_probability > 0 and data.task == "semantic":
-            raise ValueError(
-                f"copy_paste_probability is {copy_paste_probability}, but the task is semantic, whose masks are no "
-                "objects; it needs the task instance or panoptic"
-            )
         self.data = data
         self.augmentation = augmentation
         self.seed = seed
         self.on_bad_sample = on_bad_sample
-        self.copy_paste_probability = copy_paste_probability
+        self.copy_paste_probability = paste_probability(copy_paste_probability, augmentation, data.task)
         # In shared memory, so that workers which live through several epochs see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -37,7 +37,7 @@ class ColumnClasses:
         table: Mapping[Any, int] = number_table(self.label_spec)
         if isinstance(value, str):
             table = {name: label for label, name in self.label_spec.id2label.items()}
-        if value in table:
+        if isinstance(value, (int, float, str)) and value in table:
             return table[value]
         shown = ", ".join(map(str, list(table)[:SHOWN_CLASSES])) + (", ..." if len(table) > SHOWN_CLASSES else "")
         raise DatasetError("unknown_label", where, f"{where}: class {value!r} is not known, allowed: {shown}")

@@ -11,15 +11,11 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image as PILImage
 
+from hf_maskformer.data.label_files import grey_step
 from hf_maskformer.data.problems import DatasetError
 from hf_maskformer.data.sample import sides_are_swapped
 from hf_maskformer.model.image_conversion import UnreadableImageError, check_channel_depth
 
-PNG_SIGNATURE = b"\x89PNG"
-PNG_GREYSCALE = 0
-PNG_BIT_DEPTH_BYTE, PNG_COLOUR_TYPE_BYTE = 24, 25  # in the IHDR chunk, which is always first
-# PIL stretches the values of 2 and 4-bit greyscale PNG to 0..255: the factor to take out again.
-GREY_STEPS = {2: 85, 4: 17}
 READ_ERRORS = (OSError, SyntaxError, PILImage.DecompressionBombError)
 
 
@@ -84,7 +80,7 @@ def stored_pixels(cell: Any, where: str) -> np.ndarray:
     if mode == "1":
         return values.astype(np.uint8)
     if mode == "L":
-        return values // _grey_step(content)
+        return values // grey_step(content)
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise DatasetError(
             "unknown_label", where, f"{where}: a label image of mode {mode} holds no label ids; use one channel or RGB"
@@ -114,13 +110,6 @@ def _fetched(path: str, where: str) -> bytes:
         raise DatasetError("missing_file", path, f"{where}: its file {path} does not exist") from error
     except OSError as error:
         raise DatasetError("unreadable_file", path, f"{where}: {path} cannot be fetched ({error})") from error
-
-
-def _grey_step(content: bytes) -> int:
-    header = content[: PNG_COLOUR_TYPE_BYTE + 1]
-    if header[:4] != PNG_SIGNATURE or header[PNG_COLOUR_TYPE_BYTE] != PNG_GREYSCALE:
-        return 1
-    return GREY_STEPS.get(header[PNG_BIT_DEPTH_BYTE], 1)
 
 
 def _unreadable(where: str, error: BaseException) -> DatasetError:

@@ -3,17 +3,21 @@
 Five kinds of truth: a semantic map, a panoptic map with segments_info, an instance map, COCO objects, mask images.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_maskformer.data.coco_files import record_flag, record_integer
 from hf_maskformer.data.column_classes import ColumnClasses, found_values
 from hf_maskformer.data.column_images import image_name, stored_image, stored_pixels, stored_size
 from hf_maskformer.data.columns import CATEGORY_FIELDS, SEGMENTATION_FIELDS, Columns
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
+from hf_maskformer.data.run_segments import runs_to_segments, stored_segment
 from hf_maskformer.data.segments import warn_box, warn_identical
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import id_map_to_runs, panoptic_png_to_ids, rle_area, rle_bbox, segmentation_to_rle
@@ -26,7 +30,7 @@ Segments = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ColumnRows:
-    """Callable (raw row, its number, problems) -> row of `FEATURES`.
+    """Callable (raw row, its number or name, problems) -> row of `FEATURES`.
 
     Attributes:
         columns: which column holds what.
@@ -38,7 +42,7 @@ class ColumnRows:
     classes: ColumnClasses
     where: str
 
-    def __call__(self, raw: Mapping[str, Any], number: int, problems: Problems) -> dict[str, Any]:
+    def __call__(self, raw: Mapping[str, Any], number: int | str, problems: Problems) -> dict[str, Any]:
         name = f"{self.where} row {number}"
         cell, where = self.cell(raw, "image", name)
         image = stored_image(cell, where)
@@ -82,8 +86,15 @@ def records_of(value: Any, where: str) -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, Mapping):
+        for place, record in enumerate(value):
+            if not isinstance(record, Mapping):
+                raise DatasetError("broken_record", where, f"{where}: record {place} of the list is {record!r:.80}")
         return [dict(record) for record in value]
     columns = {name: column for name, column in value.items() if column is not None}
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            message = f"{where}: {name} is {column!r:.80}, it must be a list with a value for each segment"
+            raise DatasetError("broken_record", where, message)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DatasetError("broken_record", where, f"{where}: its lists have different lengths, {lengths}")
@@ -95,6 +106,19 @@ def field_of(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
+def whole_number(record: Mapping[str, Any], key: str, where: str, name: str) -> int:
+    """A whole number of a record, which may be a text of digits; DatasetError if it is missing or something else."""
+    value = record.get(key)
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    return record_integer(Path(where), {key: number}, key, name)
+
+
+def flag_of(record: Mapping[str, Any], names: Iterable[str], where: str, name: str) -> bool:
+    """0 or 1 of the first of the named fields that has a value, False where none has; DatasetError otherwise."""
+    key = next((key for key in names if record.get(key) is not None), "")
+    return record_flag(Path(where), record, key, name, default=False)
+
+
 def segment_ids(values: np.ndarray) -> np.ndarray:
     """(H, W) ids of a map with one channel, or with the panoptic colour code."""
     return panoptic_png_to_ids(values) if values.ndim == 3 else values
@@ -102,11 +126,8 @@ def segment_ids(values: np.ndarray) -> np.ndarray:
 
 def map_segments(ids: np.ndarray, chosen: Sequence[int], fields: Sequence[Mapping[str, Any]]) -> Segments:
     """The segments of an id map for the chosen ids, each with its fields id, label_id and iscrowd."""
-    runs = id_map_to_runs(ids, chosen)
-    return [
-        {**field, "area": float(area), "bbox": box.tolist(), "rle": rle["counts"]}
-        for field, area, box, rle in zip(fields, runs.areas(), runs.boxes(), runs.rles(), strict=True)
-    ]
+    segment_ids, label_ids, crowds = ([field[key] for field in fields] for key in ("id", "label_id", "iscrowd"))
+    return runs_to_segments(id_map_to_runs(ids, chosen), segment_ids, label_ids, crowds)
 
 
 def _semantic_segments(
@@ -128,9 +149,9 @@ def _panoptic_segments(
     found = set(found_values(ids).tolist()) - {0}
     fields: dict[int, dict[str, Any]] = {}
     named: set[int] = set()
-    for record in records_of(cell, listed):
+    for place, record in enumerate(records_of(cell, listed)):
         with problems.catch(listed):
-            segment_id = int(record["id"])
+            segment_id = whole_number(record, "id", listed, f"segment {place} of the list")
             if segment_id in named:
                 raise DatasetError("duplicate", listed, f"{listed}: segment {segment_id} stands twice")
             named.add(segment_id)
@@ -138,7 +159,8 @@ def _panoptic_segments(
             if segment_id not in found:
                 problem = "id 0 is void" if segment_id == 0 else f"{where} has no pixel of this id"
                 raise DatasetError("empty_mask", listed, f"{listed}: segment {segment_id} is listed, but {problem}")
-            fields[segment_id] = {"id": segment_id, "label_id": label, "iscrowd": bool(record.get("iscrowd"))}
+            iscrowd = flag_of(record, ("iscrowd",), listed, f"segment {segment_id}")
+            fields[segment_id] = {"id": segment_id, "label_id": label, "iscrowd": iscrowd}
     with problems.catch(where):
         unlisted = sorted(found - named)
         if unlisted:
@@ -226,7 +248,8 @@ def _object_segment(
     rows: ColumnRows, record: Mapping[str, Any], place: int, size: Size, where: str, problems: Problems
 ) -> dict[str, Any] | None:
     """The stored segment, or None for an object without pixels."""
-    object_id = int(place + 1 if record.get("id") is None else record["id"])
+    no_id = record.get("id") is None
+    object_id = place + 1 if no_id else whole_number(record, "id", where, f"object {place} of the list")
     object_name = f"object {object_id}"
     label = rows.classes.label(field_of(record, CATEGORY_FIELDS), f"{where}: {object_name}")
     with problem_kind("broken_mask", where):
@@ -239,14 +262,14 @@ def _object_segment(
     if record.get("bbox") is not None:
         box = warn_box(Path(where), object_name, record["bbox"], box, size, problems)
     area = record.get("area")
-    return {
-        "id": object_id,
-        "label_id": label,
-        "iscrowd": bool(field_of(record, ("iscrowd", "is_crowd"))),
-        "area": float(pixels if area is None else area),
-        "bbox": box,
-        "rle": rle["counts"],
-    }
+    if area is None:
+        area = pixels
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or not math.isfinite(area):
+        message = f"{where}: {object_name} has area {area!r:.80}, which is no number; its {pixels} pixels are taken"
+        problems.warning("broken_record", where, message)
+        area = pixels
+    iscrowd = flag_of(record, ("iscrowd", "is_crowd"), where, object_name)
+    return stored_segment(object_id, label, iscrowd, area, box, rle["counts"])
 
 
 def object_rle(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
@@ -275,7 +298,8 @@ def _mask_segments(rows: ColumnRows, raw: Mapping[str, Any], size: Size, name: s
     segments: Segments = []
     for number, (cell, value) in enumerate(zip(cells, classes, strict=True), start=1):
         mask_name = f"{where} mask {number}"
-        with problems.catch(where):
+        # "skip" leaves the whole row out: without its mask an object would be learned as background.
+        with problems.catch(where) if problems.mode == "list" else nullcontext():
             field = {"id": number, "label_id": rows.classes.label(value, mask_name), "iscrowd": False}
             pixels = checked_size(stored_pixels(cell, mask_name), size, mask_name)
             mask = (pixels if pixels.ndim == 2 else pixels.any(axis=-1)) != 0

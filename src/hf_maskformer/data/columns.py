@@ -177,6 +177,8 @@ def _checked(features: Mapping[str, Any], given: Mapping[str, str], where: str) 
     for role, name in given.items():
         if role not in ROLES:
             raise ValueError(_message(features, where, f"{role!r} is no role"))
+        if not isinstance(name, str):
+            raise ValueError(_message(features, where, f"the column given as {role} is {name!r}, it must be a name"))
         if name not in features:
             raise ValueError(_message(features, where, f"there is no column {name!r} (given as {role})"))
         fits, wanted = ROLE_TYPES[role]

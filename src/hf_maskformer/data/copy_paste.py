@@ -8,6 +8,7 @@ the paper pastes on the padding as well, which here the processor adds later.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,23 @@ from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segment_masks import SegmentMasks, id_type
 
 OBJECT_PROBABILITY = 0.5  # every subset of the objects is equally likely; the paper says "a random subset"
+
+
+def paste_probability(given: float | None, augmentation: Any, task: str) -> float:
+    """How often objects are pasted: `given`, or what the augmentation says itself; 0 where neither says anything.
+
+    Raises:
+        ValueError: it is not in 0..1, or above 0 for the semantic task, whose masks are no objects.
+    """
+    probability = float(getattr(augmentation, "copy_paste_probability", 0.0) if given is None else given)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"copy_paste_probability must be in 0..1, got {probability}")
+    if probability > 0 and task == "semantic":
+        raise ValueError(
+            f"copy_paste_probability is {probability}, but the task is semantic, whose masks are no objects; it needs "
+            "the task instance or panoptic"
+        )
+    return probability
 
 
 def choose_objects(sample: Sample, thing_label_ids: Collection[int], rng: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from hf_maskformer.data.problems import Problem, Problems
 from hf_maskformer.data.sample import FEATURES
 from hf_maskformer.model.label_spec import LabelSpec
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 ON_BAD_SAMPLE = ("raise", "skip")
 ROWS_PER_BATCH = 200  # rows held in memory until they are written
 ROWS_FILE, PROBLEMS_FILE = "rows.arrow", "problems.json"
@@ -51,6 +51,7 @@ def check_on_bad_sample(on_bad_sample: str) -> None:
 def files_fingerprint(reader: str, version: int, options: Mapping[str, Any], files: Iterable[Path]) -> str:
     """Hash of the reader, its options, and the path, size and modification time of each file that exists.
 
+    A path counts as it is given, for it stands in the rows, and with its links resolved, for a link may be moved.
     The parts of the options that are no JSON are written as text.
     """
     content = [INDEX_VERSION, reader, version, dict(options)]
@@ -58,13 +59,14 @@ def files_fingerprint(reader: str, version: int, options: Mapping[str, Any], fil
     resolved: dict[str, str] = {}  # folders: resolving each file alone would ask the disk for every part of its path
     for name in sorted(map(str, files)):
         folder, base = os.path.split(name)
-        if folder not in resolved:
-            resolved[folder] = os.path.realpath(folder)
         try:
+            if folder not in resolved:
+                resolved[folder] = f"{os.path.abspath(folder)}\0{os.path.realpath(folder)}"
             state = os.stat(name)
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):  # it does not exist, or no file can have this name: its reader will say so
             continue
-        digest.update(f"{resolved[folder]}/{base}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        line = f"{resolved[folder]}\0{base}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -78,8 +80,9 @@ def indexed_dataset(
 ) -> Dataset:
     """Runs `source.rows` once for each fingerprint and stores the rows; later calls map the stored Arrow file.
 
-    The problems found while the rows were made are stored beside them. They are added to `problems` and logged each
-    time the index is opened. An error that `rows` raises reaches the caller as it is, and nothing is stored.
+    The problems found while the rows were made are stored beside them, and which of them left an image out. They are
+    added to `problems` and logged each time the index is opened. An error that `rows` raises reaches the caller as it
+    is, and nothing is stored.
 
     Args:
         source: what a reader opened.
@@ -90,7 +93,8 @@ def indexed_dataset(
     folder = cache_folder(cache_dir) / f"{source.fingerprint}-{problems.mode}"
     if (folder / ROWS_FILE).is_file():
         stored = json.loads((folder / PROBLEMS_FILE).read_text(encoding="utf-8"))
-        problems.found.extend(Problem(**fields) for fields in stored)
+        problems.found.extend(Problem(**fields) for fields in stored["found"])
+        problems.left_out.extend(Problem(**fields) for fields in stored["left_out"])
     else:
         _store(source, problems, folder)
     problems.log(where)
@@ -101,10 +105,13 @@ def _store(source: DatasetSource, problems: Problems, folder: Path) -> None:
     """Writes the index beside its place and moves it there when it is complete, so no half of one is ever read."""
     building = folder.with_name(f"building-{uuid.uuid4().hex}")
     building.mkdir(parents=True)
-    before = len(problems.found)
+    found, left_out = len(problems.found), len(problems.left_out)
     try:
         _write_rows(source.rows(), building / ROWS_FILE)
-        stored = [asdict(problem) for problem in problems.found[before:]]
+        stored = {
+            "found": [asdict(problem) for problem in problems.found[found:]],
+            "left_out": [asdict(problem) for problem in problems.left_out[left_out:]],
+        }
         (building / PROBLEMS_FILE).write_text(json.dumps(stored, indent=1), encoding="utf-8")
         if not folder.exists():  # another process may have been faster; its rows are the same
             building.rename(folder)
@@ -139,12 +146,14 @@ def readable_rows(
     left_out = 0
     for source in sources:
         row = None
+        before = len(problems.found)
         with problems.catch(where):
             row = make_row(source)
         if row is not None:
             yield row
             continue
         left_out += 1
+        problems.leave_out(where, before)
     if left_out and problems.mode == "skip":
         if left_out == len(sources):
             reason = problems.found[-1].message

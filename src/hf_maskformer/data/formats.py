@@ -40,7 +40,7 @@ FOLDER_SHAPES = """\
                  ade20k_instance_{train,val}.json
   yolo_seg:      SPLIT/images/* and SPLIT/labels/*.txt [and data.yaml beside the splits]
   object_masks:  SPLIT/images/NAME.* and SPLIT/masks/NAME/[CLASS/]*.png,
-                 or SPLIT/NAME/images/*.png and SPLIT/NAME/masks/[CLASS/]*.png
+                 or SPLIT/NAME/images/*.png and SPLIT/NAME/masks/[CLASS/]*.png (also .bmp, .tif)
   volumes:       SPLIT/images/*.nii.gz and SPLIT/labels/*.nii.gz (can be inspected, not trained on)
   parquet or arrow files, or a dataset written by save_to_disk: read by the library `datasets`
 SPLIT/images with SPLIT/labels or SPLIT/masks may also be images/SPLIT with labels/SPLIT or masks/SPLIT;

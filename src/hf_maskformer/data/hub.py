@@ -5,6 +5,7 @@ A mapping says which columns hold the image and its truth (`columns.py`); rows b
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from huggingface_hub.errors import GatedRepoError
 from hf_maskformer.data.column_classes import ColumnClasses
 from hf_maskformer.data.column_rows import ColumnRows
 from hf_maskformer.data.columns import Columns, resolve_columns
-from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, indexed_dataset
+from hf_maskformer.data.dataset_index import DatasetSource, cache_folder, files_fingerprint, indexed_dataset
 from hf_maskformer.data.hub_labels import LabelOptions, ProblemMode, column_classes
+from hf_maskformer.data.layouts import SPLIT_NAMES
 from hf_maskformer.data.problems import Problems
 from hf_maskformer.data.row_stream import SHUFFLE_BUFFER, RowStream
 from hf_maskformer.data.sample import TASKS, check_task
@@ -45,8 +47,6 @@ HUB_OPTIONS = (
     "intensity_range",
     "on_bad_sample",
 )
-# Two names of the same split.
-SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 SAVED_SPLITS_FILE, SAVED_SPLIT_FILE = "dataset_dict.json", "state.json"  # of `save_to_disk`
 
 logger = logging.getLogger(__name__)
@@ -94,14 +94,35 @@ def load_hub(
     else:
         dataset = indexed_dataset(_source(opened, problems), problems, rows.where, options.get("cache_dir"))
     spec = rows.classes.label_spec
-    return SegmentationData(dataset, spec, task, "hub", split, options.get("intensity_range"))
+    intensity_range = options.get("intensity_range")
+    return SegmentationData(dataset, spec, task, "hub", split, intensity_range, problems.left_out)
 
 
 def hub_source(
-    path_or_id: str | Path, split: str | None, options: Mapping[str, Any], problems: Problems
+    path_or_id: str | Path,
+    split: str | None,
+    options: Mapping[str, Any],
+    problems: Problems,
+    task: str | None = None,
 ) -> DatasetSource:
-    """As `load_hub` for an index or an inspection: the split, opened but not read."""
-    return _source(_open(path_or_id, split, None, {**options, "streaming": False}, problems.mode), problems)
+    """As `load_hub` for an inspection: the split, opened but not read."""
+    return _source(_open(path_or_id, split, task, {**options, "streaming": False}, problems.mode), problems)
+
+
+def hub_splits(
+    path_or_id: str | Path, split: str | None, options: Mapping[str, Any], task: str | None = None
+) -> list[str]:
+    """Names of all splits, or of the one that `split` means.
+
+    Raises:
+        ValueError: as `load_hub` for all that can be seen without reading a row.
+    """
+    _check_options(options)
+    splits = open_splits(str(path_or_id), split, {**options, "streaming": False})
+    names = list(splits) if split is None else [choose_split(str(path_or_id), split, list(splits))]
+    for name in names:
+        _columns(splits[name], f"{path_or_id} {name}", task, options)
+    return names
 
 
 def kind_tasks(columns: Columns) -> tuple[str, ...]:
@@ -128,9 +149,7 @@ def _open(
     raw = splits[name]
     if options.get("streaming") and raw.features is None:
         raw = raw._resolve_features()  # reads the first rows
-    columns = resolve_columns(raw.features or {}, options.get("columns"), where)
-    if task is not None:
-        check_task(task, kind_tasks(columns), f"the columns of {where} ({columns.kind})")
+    columns = _columns(raw, where, task, options)
     used = list(dict.fromkeys(columns.roles.values()))
     streaming = bool(options.get("streaming"))
     searched = {} if streaming else {name: other for name, other in splits.items() if set(used) <= set(other.features)}
@@ -154,15 +173,24 @@ def _open(
     return HubSplit(raw, rows, fingerprint)
 
 
+def _columns(raw: Any, where: str, task: str | None, options: Mapping[str, Any]) -> Columns:
+    """The columns to read, which have the truth for the task."""
+    columns = resolve_columns(raw.features or {}, options.get("columns"), where)
+    if task is not None:
+        check_task(task, kind_tasks(columns), f"the columns of {where} ({columns.kind})")
+    return columns
+
+
 def _source(opened: HubSplit, problems: Problems) -> DatasetSource:
     def rows() -> Iterator[dict[str, Any]]:
         left_out = number = 0
         for number, raw in enumerate(raw_rows(opened.dataset), start=1):
-            row = None
-            with problems.catch(f"{opened.rows.where} row {number - 1}"):
+            row, name, before = None, f"{opened.rows.where} row {number - 1}", len(problems.found)
+            with problems.catch(name):
                 row = opened.rows(raw, number - 1, problems)
             if row is None:
                 left_out += 1
+                problems.leave_out(name, before)
             else:
                 yield row
         if left_out and left_out == number and problems.mode == "skip":
@@ -198,18 +226,20 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def choose_split(path_or_id: str, split: str | None, names: list[str]) -> str:
-    """The split to read; "val" and "validation" stand for each other, None for the only one."""
+    """The split to read; names of one line of `SPLIT_NAMES` stand for each other, None for the only one."""
     if split is None and len(names) == 1:
         return names[0]
     if split in names:
         return str(split)
-    alias = SPLIT_ALIASES.get(str(split))
-    if alias in names:
-        logger.info("%s: split %r is called %r there", path_or_id, split, alias)
-        return str(alias)
     if split is None:
         raise ValueError(f"{path_or_id} has several splits, choose one with split=: {', '.join(names)}")
-    raise ValueError(f"{path_or_id} has no split {split!r}; splits that exist: {', '.join(names)}")
+    others = {alias for aliases in SPLIT_NAMES if split in aliases for alias in aliases}
+    found = [name for name in names if name in others]
+    if len(found) == 1:
+        logger.info("%s: split %r is called %r there", path_or_id, split, found[0])
+        return found[0]
+    hint = "; to train without evaluation pass val_split=None (--val-split none)" if len(names) == 1 else ""
+    raise ValueError(f"{path_or_id} has no split {split!r}; splits that exist: {', '.join(names)}{hint}")
 
 
 def open_splits(path_or_id: str, split: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +249,8 @@ def open_splits(path_or_id: str, split: str | None, options: Mapping[str, Any]) 
     """
     streaming = bool(options.get("streaming"))
     if _is_saved(Path(path_or_id)):
-        return _saved_splits(Path(path_or_id), split, streaming)
+        return _saved_splits(Path(path_or_id), streaming)
+    _check_cache(path_or_id, options)
     arguments: dict[str, Any] = {
         "name": options.get("config_name"),
         "revision": options.get("revision"),
@@ -229,7 +260,9 @@ def open_splits(path_or_id: str, split: str | None, options: Mapping[str, Any]) 
     }
     given = {name: value for name, value in arguments.items() if value is not None}
     with hub_errors(path_or_id):
-        opened = datasets.load_dataset(path_or_id, streaming=streaming, **given)
+        # `datasets` asks for the name of a folder, which "." has none of.
+        path = os.path.abspath(path_or_id) if Path(path_or_id).is_dir() else path_or_id
+        opened = datasets.load_dataset(path, streaming=streaming, **given)
     return {str(split): opened} if "split" in given else {str(name): opened[name] for name in opened}
 
 
@@ -237,12 +270,24 @@ def _is_saved(folder: Path) -> bool:
     return (folder / SAVED_SPLITS_FILE).is_file() or (folder / SAVED_SPLIT_FILE).is_file()
 
 
-def _saved_splits(folder: Path, split: str | None, streaming: bool) -> dict[str, Any]:
-    """A folder written by `save_to_disk`; a single data set that knows no split has any name."""
+def _check_cache(path_or_id: str, options: Mapping[str, Any]) -> None:
+    """`datasets` reads every file of a folder, so its own copies of the rows must not lie there."""
+    cache = cache_folder(options.get("cache_dir")).parent.resolve()
+    if options.get("data_files") is None and Path(path_or_id).is_dir():
+        folder = Path(path_or_id).resolve()
+        if cache.is_relative_to(folder):
+            raise ValueError(
+                f"cache_dir {str(cache)!r} lies in the data set {path_or_id!r}, whose files would then be read twice; "
+                "choose a folder outside of it"
+            )
+
+
+def _saved_splits(folder: Path, streaming: bool) -> dict[str, Any]:
+    """A folder written by `save_to_disk`; a single data set that knows no split is "train"."""
     with hub_errors(str(folder)):
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.Dataset):
-        saved = {str(saved.split or split or "train"): saved}
+        saved = {str(saved.split or "train"): saved}
     if not streaming:
         return dict(saved)
     return {name: data.to_iterable_dataset(num_shards=max(1, len(data.cache_files))) for name, data in saved.items()}

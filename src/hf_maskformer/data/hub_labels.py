@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import config as datasets_config
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from hf_maskformer.data.column_classes import ColumnClasses, found_values
 from hf_maskformer.data.column_images import stored_pixels
-from hf_maskformer.data.column_rows import field_of, records_of
+from hf_maskformer.data.column_rows import field_of, flag_of, records_of
 from hf_maskformer.data.columns import CATEGORY_FIELDS, Columns, class_names, record_fields
+from hf_maskformer.data.dataset_index import cache_folder
 from hf_maskformer.data.label_table import LabelTable, read_label_table
 from hf_maskformer.data.problems import Problems
 from hf_maskformer.model.label_spec import LabelSpec
@@ -55,6 +55,9 @@ class LabelOptions:
         things = next((value for value in both if value is not None), None)
         if isinstance(things, str) or (things is not None and not isinstance(things, Iterable)):
             raise ValueError(f"thing_labels is {things!r}; it must be a list of class names or numbers")
+        ignore_index = options.get("ignore_index")
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise ValueError(f"ignore_index is {ignore_index!r}; it must be a whole number")
         names = ("id2label", "ignore_index", "label_table", "revision")
         return cls(
             path_or_id,
@@ -166,7 +169,7 @@ def read_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         raise ValueError(f"id2label: {path} is no file")
     try:
-        return checked_names(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return checked_names(json.loads(path.read_text(encoding="utf-8-sig")), str(path))
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: is not valid JSON ({error})") from error
 
@@ -256,8 +259,7 @@ def _stored_search(
     mode: ProblemMode,
 ) -> Found:
     """What a search found earlier, or finds now and stores."""
-    cache = Path(cache_dir if cache_dir is not None else datasets_config.HF_DATASETS_CACHE)
-    file = cache / "hf_maskformer" / f"{fingerprint}-{mode}-classes.json"
+    file = cache_folder(cache_dir) / f"{fingerprint}-{mode}-classes.json"
     if file.is_file():
         stored = json.loads(file.read_text(encoding="utf-8"))
     else:
@@ -297,9 +299,10 @@ def _search(
             else:
                 for record in records_of(row[column], name):
                     value = field_of(record, CATEGORY_FIELDS)
-                    flag = record.get("isthing") if columns.kind == "panoptic" else None
+                    says = columns.kind == "panoptic" and record.get("isthing") is not None
                     if value is not None:
-                        found.add((value, None if flag is None else int(flag)))
+                        flag = int(flag_of(record, ("isthing",), name, f"segment of class {value}")) if says else None
+                        found.add((value, flag))
     return found
 
 

@@ -5,6 +5,7 @@ Nothing that is wrong ends the inspection: it is listed, and reading goes on wit
 """
 
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image as PILImage
 
+from hf_maskformer.data.hub import hub_source, hub_splits
 from hf_maskformer.data.inspection_report import DatasetReport, FoundProblem, ImageFacts, SplitCounts, SplitReport
 from hf_maskformer.data.layouts import Layout, find_layouts, split_layouts
-from hf_maskformer.data.load import FORMAT_OPTIONS, open_source
+from hf_maskformer.data.load import FORMAT_OPTIONS, is_for_hub, open_source
 from hf_maskformer.data.picture_choice import Picture, PictureChoice
 from hf_maskformer.data.problems import DatasetError, Problem, Problems
 from hf_maskformer.data.semantic_maps import IMAGE_SUFFIXES
@@ -37,7 +39,7 @@ def inspect_dataset(
     """Reads every split of a dataset in every format that it has.
 
     Args:
-        root: the folder.
+        root: the folder, or the id of a data set on the Hub.
         split: only this one.
         format: only this one.
         task: only formats that have the truth for it.
@@ -46,12 +48,18 @@ def inspect_dataset(
     Raises:
         ValueError: the folder does not exist or has no known format, an option or split is not known.
     """
-    root = Path(root)
-    layouts, without = _all_layouts(root, split, format, task)
+    layouts: list[tuple[str | None, Layout]]
+    without: dict[str | None, str] = {}
+    if is_for_hub(root, format, options):
+        root = Path(root)
+        layouts = [(name, Layout("hub", root, root)) for name in hub_splits(root, split, options, task)]
+    else:
+        root = Path(os.path.abspath(root))  # readers ask for the names of folders above a file
+        layouts, without = _all_layouts(root, split, format, task)
     _check_options({layout.format for _, layout in layouts}, options)
     if any(layout.format == "volumes" for _, layout in layouts):
         require_nibabel()
-    inspection = _Inspection(root, options, layouts)
+    inspection = _Inspection(root, options, layouts, task)
     for name, message in without.items():
         inspection.note(name, "none", Problem("missing_file", str(root / (name or "")), message))
     splits = [inspection.inspect(name, layout) for name, layout in layouts]
@@ -113,8 +121,11 @@ class _ListedProblems(Problems):
 class _Inspection:
     """What is known across splits and formats: problems, contents of images, classes, pictures to show."""
 
-    def __init__(self, root: Path, options: Mapping[str, Any], layouts: list[tuple[str | None, Layout]]) -> None:
+    def __init__(
+        self, root: Path, options: Mapping[str, Any], layouts: list[tuple[str | None, Layout]], task: str | None
+    ) -> None:
         self.root = root
+        self.task = task
         self.options = options
         self.found: list[FoundProblem] = []
         self._listed: set[Problem] = set()
@@ -146,19 +157,22 @@ class _Inspection:
     def _read_rows(
         self, split: str | None, layout: Layout, options: dict[str, Any], problems: _ListedProblems
     ) -> SplitReport:
-        source = open_source(layout, self.root, options, problems)
+        if layout.format == "hub":
+            source = hub_source(self.root, split, options, problems, self.task)
+        else:
+            source = open_source(layout, self.root, options, problems)
         counts, modes = SplitCounts(source.label_spec), Counter[str]()
         self._check_classes(layout, source.label_spec, problems)
         with problems.catch(layout.annotations or layout.folder):
             for row in source.rows():
-                file = self._under_root(row["image"]["path"])
+                file = self._image_file(split, row)
                 facts = ImageFacts.from_row(row)
                 counts.add(facts)
                 if not len(facts.labels) and layout.format in DENSE_FORMATS:
                     problems.warning(
                         "empty_mask", file, f"{file}: its annotation holds no segment, all pixels are void"
                     )
-                mode = self._decode(split, file, problems)
+                mode = self._decode(split, file, problems, row["image"]["bytes"])
                 if mode is not None:
                     modes[mode] += 1
                     self.pictures.add(Picture(split, layout.format, source.label_spec, file, row), facts)
@@ -179,15 +193,26 @@ class _Inspection:
             self.pictures.add(Picture(split, layout.format, spec, item.image, item), facts)
         return counts.report(split, layout.format, Counter())
 
-    def _decode(self, split: str | None, file: Path, problems: _ListedProblems) -> str | None:
-        """PIL mode of an image that can be decoded; it is read once for each split that uses it."""
+    def _image_file(self, split: str | None, row: Mapping[str, Any]) -> Path:
+        """The image's file; for one that is stored in its row, a name with the split and the image's id."""
+        if row["image"]["bytes"] is None:
+            return self._under_root(row["image"]["path"])
+        return Path(f"{self.root} {split} image {row['image_id']}")
+
+    def _decode(
+        self, split: str | None, file: Path, problems: _ListedProblems, content: bytes | None = None
+    ) -> str | None:
+        """PIL mode of an image that can be decoded; it is read once for each split that uses it.
+
+        `content` is that of the file, where there is none.
+        """
         if (split, file) in self._modes:
             return self._modes[split, file] or None
         self._modes[split, file] = ""
         if problems.is_unreadable(file):
             return None
         with problems.catch(file, "unreadable_file"):
-            image = open_image(file)
+            image = open_image(file) if content is None else open_image(io.BytesIO(content), str(file))
             if image.mode in WIDE_PIL_MODES and not np.isfinite(pil_to_array(image, str(file))).all():
                 raise DatasetError("unreadable_file", file, f"{file}: holds values that are nan or infinite")
             self._compare_content(split, file, _content(image), problems)

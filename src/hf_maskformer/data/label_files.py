@@ -13,8 +13,11 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # these change values and colours
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 COLOUR_MODES = ("RGB", "RGBA", "P", "L", "1")
+PNG_SIGNATURE = b"\x89PNG"
 PNG_GREYSCALE = 0
 PNG_BIT_DEPTH_BYTE, PNG_COLOUR_TYPE_BYTE = 24, 25  # in the IHDR chunk, which is always first
+# PIL stretches the values of 2 and 4-bit greyscale PNG to 0..255: the factor to take out again.
+GREY_STEPS = {2: 85, 4: 17}
 LISTED_VALUES = 5
 
 
@@ -29,7 +32,8 @@ def read_label_map(path: Path) -> np.ndarray:
         )
     values = np.asarray(image)
     if image.mode == "L":
-        step = _grey_step(path)
+        with path.open("rb") as file:
+            step = grey_step(file.read(PNG_COLOUR_TYPE_BYTE + 1))
         return values // step if step > 1 else values
     return values.astype(np.uint8) if image.mode == "1" else values
 
@@ -99,10 +103,9 @@ def _colour_codes(path: Path) -> np.ndarray:
     return pixels.view("<u4")[..., 0]
 
 
-def _grey_step(path: Path) -> int:
-    """PIL stretches the values of 2 and 4-bit greyscale PNG to 0..255; this is the factor to take out again."""
-    with path.open("rb") as file:
-        header = file.read(PNG_COLOUR_TYPE_BYTE + 1)
-    if header[:4] != b"\x89PNG" or header[PNG_COLOUR_TYPE_BYTE] != PNG_GREYSCALE:
+def grey_step(content: bytes) -> int:
+    """By how much PIL has multiplied the values of a greyscale image, from the beginning of its file."""
+    header = content[: PNG_COLOUR_TYPE_BYTE + 1]
+    if len(header) <= PNG_COLOUR_TYPE_BYTE or not header.startswith(PNG_SIGNATURE):
         return 1
-    return {2: 85, 4: 17}.get(header[PNG_BIT_DEPTH_BYTE], 1)
+    return GREY_STEPS.get(header[PNG_BIT_DEPTH_BYTE], 1) if header[PNG_COLOUR_TYPE_BYTE] == PNG_GREYSCALE else 1

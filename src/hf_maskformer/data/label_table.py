@@ -28,7 +28,7 @@ from hf_maskformer.model.label_spec import LabelSpec
 
 TABLE_NAMES = ("label_table.json", "class_dict.csv", "labelmap.txt")  # the first that is found is taken
 VOID_NAMES = ("void", "ignore")
-LISTED_COLOURS = 5
+LARGE_VOID = 65535  # void where the ignore_index is also a label
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,18 @@ def find_label_table(root: Path) -> Path | None:
 def read_label_table(table: str | Path | Mapping[Any, str | None], ignore_index: int = 255) -> LabelTable:
     """Reads a table from a file of one of the forms, or from a dict as in label_table.json.
 
-    The keys of a dict may also be integers and (r, g, b) tuples. Where there are more than `ignore_index` classes,
-    65535 is void instead of 255.
+    The keys of a dict may also be integers and (r, g, b) tuples. The value `ignore_index` is void unless a table of
+    numbers names it. Where it is also a label, because there are more classes, void is 65535 in the labels.
 
     Raises:
         DatasetError: no such file, an unknown form, or a line that cannot be read; the message names it.
+        ValueError: an argument of another type.
     """
+    check_ignore_index(ignore_index)
     if isinstance(table, Mapping):
         return _build("label_table", table.items(), ignore_index)
+    if not isinstance(table, (str, Path)):
+        raise ValueError(f"label_table must be the path of a file or a table {{value: name}}, got {table!r:.80}")
     path = Path(table)
     if not path.is_file():
         raise DatasetError("missing_file", path, f"{path}: no such label table")
@@ -117,6 +121,31 @@ def read_label_table(table: str | Path | Mapping[Any, str | None], ignore_index:
     return _build(str(path), readers[path.suffix.lower()](path, text), ignore_index)
 
 
+def check_ignore_index(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"ignore_index must be a whole number of at least 0, got {value!r:.80}")
+
+
+def have_no_gap(values: Iterable[int], ignore_index: int) -> bool:
+    """Whether values are 0..K-1, or 0..K without `ignore_index`."""
+    found = sorted(values)
+    return found in (list(range(len(found))), [n for n in range(len(found) + 1) if n != ignore_index])
+
+
+def value_table(names: Mapping[int, str], ignore_index: int, source: str) -> LabelTable:
+    """The table of values that are label ids, or have one gap, `ignore_index`, and become label ids without it.
+
+    Raises:
+        ValueError: there is another gap, or `ignore_index` has a name.
+    """
+    values = sorted(names)
+    if ignore_index >= len(values) or ignore_index in names or not have_no_gap(values, ignore_index):
+        return LabelTable(LabelSpec(dict(names), ignore_index=ignore_index), source=source)
+    id2label = {label: names[value] for label, value in enumerate(values)}
+    raw_to_label = {value: label for label, value in enumerate(values)} | {ignore_index: LARGE_VOID}
+    return LabelTable(LabelSpec(id2label, ignore_index=LARGE_VOID, raw_to_label=raw_to_label), source=source)
+
+
 def _build(source: str, entries: Iterable[tuple[Any, str | None]], ignore_index: int) -> LabelTable:
     raw_names: dict[int, str | None] = {}
     colours = set()
@@ -124,6 +153,9 @@ def _build(source: str, entries: Iterable[tuple[Any, str | None]], ignore_index:
         code, is_colour = _parse_key(source, key)
         if name is not None and not isinstance(name, str):
             message = f"{source}: {key!r} has the name {name!r:.80}, allowed: a text, or null for void"
+            raise DatasetError("broken_record", source, message)
+        if name is not None and not name.strip():
+            message = f"{source}: {key!r} has an empty name, allowed: a text, or null for void"
             raise DatasetError("broken_record", source, message)
         if code in raw_names:
             raise DatasetError("duplicate", source, f"{source}: {key!r} stands twice")
@@ -134,7 +166,9 @@ def _build(source: str, entries: Iterable[tuple[Any, str | None]], ignore_index:
         raise DatasetError("broken_record", source, f"{source}: names no class")
     if len(colours) > 1:
         raise DatasetError("broken_record", source, f"{source}: has numbers and colours; it must have one kind")
-    void = ignore_index if ignore_index >= len(names) else 65535
+    void = ignore_index if ignore_index >= len(names) else LARGE_VOID
+    if void != ignore_index and not any(colours):
+        raw_names.setdefault(ignore_index, None)
     labels = {name: label for label, name in enumerate(names)}
     raw_to_label = {code: void if name is None else labels[name] for code, name in raw_names.items()}
     try:

@@ -12,6 +12,7 @@ from hf_maskformer.data.formats import FOLDER_SHAPES, RICHEST_FIRST, Layout
 from hf_maskformer.data.label_files import LABEL_SUFFIXES
 from hf_maskformer.data.problems import DatasetError
 from hf_maskformer.data.published_trees import ade20k_splits, cityscapes_splits, coco_splits
+from hf_maskformer.data.volumes import VOLUME_SUFFIXES
 from hf_maskformer.data.yolo_yaml import (
     CLASS_NAMES_TEXT,
     find_data_yaml,
@@ -24,7 +25,6 @@ from hf_maskformer.data.yolo_yaml import (
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # by save_to_disk
 TABLE_FILES = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
 LISTED_NAMES = 10
 
 

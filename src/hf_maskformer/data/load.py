@@ -1,5 +1,6 @@
 """One call for every dataset: finds the format by the shape of the folder and returns rows of one schema."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,16 +92,18 @@ def load(
     if str(path_or_id) == "scenes" and format in (None, "scenes"):
         _check_options("scenes", options)
         return load_scenes(split, _task_for("scenes", FORMAT_TASKS["scenes"], task), **options)
-    if _is_for_hub(path_or_id, format, options):
+    if is_for_hub(path_or_id, format, options):
         return load_hub(path_or_id, split, task, {**options, "on_bad_sample": on_bad_sample})
-    root = Path(path_or_id)
+    root = Path(os.path.abspath(path_or_id))  # readers ask for the names of folders above a file
     layout = find_layouts(root, split, task, format)[0]
     _check_reader(layout)
     task = _task_for(layout.format, layout.served_tasks(), task)
     problems = Problems("skip" if on_bad_sample == "skip" else "raise")
     source = open_source(layout, root, options, problems)
     dataset = indexed_dataset(source, problems, root, options.get("cache_dir"))
-    return SegmentationData(dataset, source.label_spec, task, layout.format, split, options.get("intensity_range"))
+    intensity_range = options.get("intensity_range")
+    spec = source.label_spec
+    return SegmentationData(dataset, spec, task, layout.format, split, intensity_range, problems.left_out)
 
 
 def open_source(layout: Layout, root: Path, options: Mapping[str, Any], problems: Problems) -> DatasetSource:
@@ -118,7 +121,7 @@ def open_source(layout: Layout, root: Path, options: Mapping[str, Any], problems
     return READERS[layout.format](layout, root, read, problems)
 
 
-def _is_for_hub(path_or_id: str | Path, format: str | None, options: Mapping[str, Any]) -> bool:
+def is_for_hub(path_or_id: str | Path, format: str | None, options: Mapping[str, Any]) -> bool:
     """Whether the library `datasets` is to read it: asked for, the shape of an id, or a folder with its files."""
     if format is not None or set(HUB_MARKS) & set(options):
         return format in (None, "hub")

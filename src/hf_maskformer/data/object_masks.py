@@ -1,9 +1,10 @@
-"""One PNG for each object: folders of masks that may overlap, with or without folders for the classes.
+"""One mask file for each object: folders of masks that may overlap, with or without folders for the classes.
 
 Two shapes are read:
 - SPLIT/NAME/images/*.png with SPLIT/NAME/masks/[CLASS/]*.png, the shape of the 2018 Data Science Bowl (Caicedo et al.,
   "Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl", Nature Methods 2019);
 - SPLIT/images/NAME.* with SPLIT/masks/NAME/[CLASS/]*.png.
+Masks may also be BMP or TIFF files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,22 @@ import numpy as np
 from PIL import Image as PILImage
 
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
-from hf_maskformer.data.paired_files import image_files, report_missing
+from hf_maskformer.data.label_files import LABEL_SUFFIXES
+from hf_maskformer.data.paired_files import (
+    count_files,
+    image_files,
+    image_name,
+    list_folder,
+    report_missing,
+    warn_folders,
+)
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.sample import image_size, make_segment
+from hf_maskformer.data.segments import warn_identical
+from hf_maskformer.data.semantic_maps import IMAGE_SUFFIXES
 from hf_maskformer.model.label_spec import LabelSpec
 
-READER_VERSION = 1
+READER_VERSION = 2
 MASK_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA")
 VALUES_SHOWN = 5
 
@@ -50,15 +61,15 @@ def object_masks_source(
     Args:
         images: folder of the images; with `masks` None, of one folder for each image with images/ and masks/ in it.
         masks: holds a folder of masks for each image.
-        problems: is told of an image without masks and the reverse, a mask of another size, with several values or
-            outside the class folders, and of files that cannot be read.
+        problems: is told of an image without masks and the reverse, a folder of which no file is a mask, a mask of
+            another size, with several values or outside the class folders, and of files that cannot be read.
         folders: (images, masks) of all splits. The classes are the class folders found there, sorted by name.
         class_name: the only class, where there are no class folders.
 
     Raises:
         DatasetError: there are no images.
     """
-    items = list(_items(images, masks, problems))
+    items = _items(images, masks, problems)
     if not items:
         raise DatasetError("missing_file", images, f"{images} holds no image with masks")
     classes = _classes(items, [pair for pair in folders if pair != (images, masks)])
@@ -77,28 +88,31 @@ def object_masks_source(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _items(images: Path, masks: Path | None, problems: Problems) -> Iterator[MaskedImage]:
+def _items(images: Path, masks: Path | None, problems: Problems) -> list[MaskedImage]:
     """The images that have a folder of masks; the others are reported."""
     if masks is None:
-        yield from _image_folders(images, problems)
-        return
+        return _image_folders(images, problems)
     files = image_files(images, problems)
-    folders = {path.name: path for path in _folders(masks)}
+    loose, inside = list_folder(masks)
+    folders = {path.name: path for path in inside}
     missing = (path for name, path in files.items() if name not in folders)
     report_missing(missing, f"folder of its name in {masks} (an image without objects has an empty one)", problems)
     report_missing((path for name, path in folders.items() if name not in files), f"image in {images}", problems)
-    for path in sorted(masks.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            problems.warning("unlisted_file", path, f"{path}: lies in no folder of an image and is not used")
+    _warn_loose(loose, problems)
+    items = []
     for name, path in files.items():
         if name in folders:
-            yield MaskedImage(path, tuple(_mask_files(folders[name], problems)))
+            with problems.catch(folders[name]):
+                items.append(MaskedImage(path, _mask_files(folders[name], problems)))
+    return items
 
 
 def _image_folders(folder: Path, problems: Problems) -> list[MaskedImage]:
     """NAME/images/* with NAME/masks/*."""
     items = []
-    for path in _folders(folder):
+    loose, folders = list_folder(folder)
+    _warn_loose([path for path in loose if path.suffix.lower() in IMAGE_SUFFIXES], problems)
+    for path in folders:
         with problems.catch(path):
             if not (path / "images").is_dir() or not (path / "masks").is_dir():
                 raise DatasetError("missing_file", path, f"{path}: must hold the folders images/ and masks/")
@@ -108,35 +122,56 @@ def _image_folders(folder: Path, problems: Problems) -> list[MaskedImage]:
                 raise DatasetError(
                     "duplicate", path, f"{path}/images holds {len(files)} images, allowed is 1: {names}"
                 )
-            items.append(MaskedImage(files[0], tuple(_mask_files(path / "masks", problems))))
+            items.append(MaskedImage(files[0], _mask_files(path / "masks", problems)))
     return items
 
 
-def _mask_files(folder: Path, problems: Problems) -> Iterator[tuple[str | None, Path]]:
-    """(class folder or None, file) of each mask, sorted; what is no PNG is reported."""
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).parts
-        if path.is_dir() or any(part.startswith(".") for part in inside):
-            continue
-        if path.suffix.lower() != ".png" or len(inside) > 2:
-            problems.warning("unlisted_file", path, f"{path}: is no PNG in [CLASS/] of {folder} and is not used")
-            continue
-        yield (inside[0] if len(inside) == 2 else None), path
+def _warn_loose(files: list[Path], problems: Problems) -> None:
+    for path in files:
+        problems.warning("unlisted_file", path, f"{path}: lies in no folder of an image and is not used")
 
 
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _mask_files(folder: Path, problems: Problems) -> tuple[tuple[str | None, Path], ...]:
+    """(class folder or None, file) of each mask, sorted; other files are reported.
+
+    Raises:
+        DatasetError: there are files, but none is a mask: the image would seem to have no objects.
+    """
+    files, class_folders = list_folder(folder)
+    found: list[tuple[str | None, Path]] = [(None, path) for path in files]
+    deeper: list[Path] = []
+    for class_folder in class_folders:
+        inside, below = list_folder(class_folder)
+        found += [(class_folder.name, path) for path in inside]
+        deeper += below
+    masks = [(name, path) for name, path in found if _is_mask(path)]
+    unused = sum(map(count_files, deeper)) + len(found) - len(masks)
+    if unused and not masks:
+        message = (
+            f"{folder}: none of its {unused} file(s) is a mask, [CLASS/]NAME with one of {', '.join(LABEL_SUFFIXES)}; "
+            "the folder of an image without objects must be empty"
+        )
+        raise DatasetError("missing_file", folder, message)
+    for _, path in found:
+        if not _is_mask(path):
+            message = f"{path}: does not end with one of {', '.join(LABEL_SUFFIXES)} and is not used"
+            problems.warning("unlisted_file", path, message)
+    warn_folders(deeper, problems)
+    return tuple(sorted(masks, key=lambda mask: mask[1]))
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in LABEL_SUFFIXES
 
 
 def _classes(items: list[MaskedImage], others: list[tuple[Path, Path | None]]) -> list[str]:
     """Names of the class folders of all splits, sorted; none if the masks lie directly in the image's folder."""
     found = {name for item in items for name, _ in item.masks}
     for images, masks in others:
-        for folder in _folders(masks if masks is not None else images):
+        for folder in list_folder(masks if masks is not None else images)[1]:
             inside = folder if masks is not None else folder / "masks"
-            found.update(path.name for path in _folders(inside) if any(path.glob("*.png")))
+            class_folders = list_folder(inside)[1]
+            found.update(path.name for path in class_folders if any(map(_is_mask, list_folder(path)[0])))
     return sorted(name for name in found if name is not None)
 
 
@@ -147,11 +182,9 @@ def _row(
     label_of: dict[str | None, int], images: Path, problems: Problems, item: MaskedImage
 ) -> dict[str, Any] | None:
     """None where unreadable files are left out and one of the masks is: the image would lack an object."""
-    root = images.parent if item.image.parent != images else images.parents[1]
     with problem_kind("unreadable_file", item.image):
         size = image_size(item.image)
     segments, read = [], 0
-    first_files: dict[tuple[int, str], Path] = {}
     for number, (class_folder, file) in enumerate(item.masks, start=1):
         with problems.catch(file, "broken_mask"):
             label_id = _label_id(label_of, class_folder, file)
@@ -161,21 +194,23 @@ def _row(
             if not mask.any():
                 problems.warning("empty_mask", file, f"{file}: has no pixel inside and is not used")
                 continue
-            segment = make_segment(number, label_id, np.asfortranarray(mask))
-            segments.append(segment)
-            first = first_files.setdefault((label_id, segment["rle"]), file)
-            if first != file:
-                problems.warning("duplicate", file, f"{file}: the same class and mask as {first.name}")
+            segments.append(make_segment(number, label_id, np.asfortranarray(mask)))
     if problems.mode == "skip" and read < len(item.masks):
         return None
+    named = [{**segment, "id": _mask_name(*item.masks[segment["id"] - 1])} for segment in segments]
+    warn_identical(item.image, "its masks", named, problems)
     return {
         "image": path_image(item.image),
         "image_id": item.image.stem,
         "height": size[0],
         "width": size[1],
-        "file_name": item.image.relative_to(root).as_posix(),
+        "file_name": image_name(item.image, 3 if item.image.parent == images else 4),
         "segments": segments,
     }
+
+
+def _mask_name(class_folder: str | None, file: Path) -> str:
+    return file.name if class_folder is None else f"{class_folder}/{file.name}"
 
 
 def _label_id(label_of: dict[str | None, int], class_folder: str | None, file: Path) -> int:

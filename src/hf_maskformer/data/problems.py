@@ -62,8 +62,9 @@ class DatasetError(ValueError):
 
 @contextmanager
 def problem_kind(kind: str, file: str | Path) -> Iterator[None]:
-    """Makes a plain ValueError raised inside a `DatasetError` of this kind and file; the message stays.
+    """Makes a plain ValueError raised inside a `DatasetError` of this kind and file.
 
+    The message stays, after the file's name where it does not hold that.
     An `UnreadableImageError` becomes the kind "unreadable_file"; a `DatasetError` stays what it is.
     """
     try:
@@ -71,9 +72,13 @@ def problem_kind(kind: str, file: str | Path) -> Iterator[None]:
     except DatasetError:
         raise
     except UnreadableImageError as error:
-        raise DatasetError("unreadable_file", file, str(error)) from error
+        raise DatasetError("unreadable_file", file, _with_file(file, error)) from error
     except ValueError as error:
-        raise DatasetError(kind, file, str(error)) from error
+        raise DatasetError(kind, file, _with_file(file, error)) from error
+
+
+def _with_file(file: str | Path, error: ValueError) -> str:
+    return str(error) if str(file) in str(error) else f"{file}: {error}"
 
 
 class Problems:
@@ -85,6 +90,7 @@ class Problems:
 
     Attributes:
         found: all warnings, and the errors that did not stop the reading.
+        left_out: one problem for each image that has no row because of it; also in `found` where it was reported.
     """
 
     def __init__(self, mode: Literal["raise", "skip", "list"] = "raise") -> None:
@@ -92,6 +98,7 @@ class Problems:
             raise ValueError(f"mode must be raise, skip or list, got {mode!r}")
         self.mode = mode
         self.found: list[Problem] = []
+        self.left_out: list[Problem] = []
 
     def warning(self, kind: str, file: str | Path, message: str) -> None:
         """Something that does not stop the reading in any mode; `log` writes it out."""
@@ -121,6 +128,16 @@ class Problems:
             if self.mode != "list":
                 raise
             self.found.append(Problem(kind, str(file), str(error)))
+
+    def leave_out(self, file: str | Path, since: int) -> None:
+        """An image that has no row.
+
+        Args:
+            file: what is being read, named where nothing was reported.
+            since: length of `found` before the image was read; the last problem after it is the reason.
+        """
+        unnamed = Problem("unreadable_file", str(file), f"{file}: an image is left out")
+        self.left_out.append(self.found[-1] if len(self.found) > since else unnamed)
 
     def log(self, where: str | Path) -> None:
         """Writes what was found to the log, a few of each kind and the number of the others."""

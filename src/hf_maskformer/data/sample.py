@@ -10,6 +10,7 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
 from hf_maskformer.data.lazy_masks import RleSegments
+from hf_maskformer.data.run_segments import stored_segment
 from hf_maskformer.data.segment_masks import SegmentMasks
 from hf_maskformer.model.image_conversion import (
     UnreadableImageError,
@@ -193,14 +194,9 @@ def make_segment(segment_id: int, label_id: int, mask: np.ndarray, iscrowd: bool
     left, right = int(columns[0]), int(columns[-1])
     rows = np.flatnonzero(mask[:, left : right + 1].any(axis=1))
     top, bottom = int(rows[0]), int(rows[-1])
-    return {
-        "id": segment_id,
-        "label_id": label_id,
-        "iscrowd": iscrowd,
-        "area": float(np.count_nonzero(mask)),
-        "bbox": [float(left), float(top), float(right - left + 1), float(bottom - top + 1)],
-        "rle": encode_rle(mask)["counts"],
-    }
+    box = [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+    area = float(np.count_nonzero(mask))
+    return stored_segment(segment_id, label_id, iscrowd, area, box, encode_rle(mask)["counts"])
 
 
 def segment_masks(row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> SegmentMasks:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_maskformer.data.problems import Problem
 from hf_maskformer.data.row_stream import RowStream
 from hf_maskformer.data.sample import Sample, image_to_rgb, read_image, segment_masks, task_segments
 from hf_maskformer.model.image_conversion import open_image
@@ -26,6 +27,7 @@ class SegmentationData:
         format: the reader's name, such as "coco_panoptic".
         split: the split's name, or None.
         intensity_range: black and white of images with more than 8 bits.
+        left_out: one problem for each image that could not be read when the dataset was indexed and has no row.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class SegmentationData:
         format: str,
         split: str | None = None,
         intensity_range: tuple[float, float] | None = None,
+        left_out: Sequence[Problem] = (),
     ) -> None:
         self.dataset = dataset
         self.label_spec = label_spec
@@ -43,6 +46,7 @@ class SegmentationData:
         self.format = format
         self.split = split
         self.intensity_range = intensity_range
+        self.left_out = tuple(left_out)
 
     @property
     def streaming(self) -> bool:
@@ -146,17 +150,32 @@ class SegmentationData:
 
 def semantic_reference(row: Mapping[str, Any], label_spec: LabelSpec) -> np.ndarray:
     """(H, W) int64 label map of a row."""
-    segments = sorted(row["segments"], key=lambda segment: -segment["area"])
+    segments, on_top = layered_segments(row)
     labels = np.array([label_spec.ignore_index, *(segment["label_id"] for segment in segments)], dtype=np.int64)
-    return labels[segment_masks(row, segments).top_map()]
+    return labels[on_top]
 
 
 def panoptic_reference(row: Mapping[str, Any]) -> dict[str, Any]:
     """Id map and segments of a row, with the dataset's own segment ids."""
-    segments = sorted(row["segments"], key=lambda segment: -segment["area"])
+    segments, on_top = layered_segments(row)
     ids = np.array([0, *(segment["id"] for segment in segments)], dtype=np.int32)
     info = [{key: segment[key] for key in ("id", "label_id", "iscrowd", "area")} for segment in row["segments"]]
-    return {"segmentation": ids[segment_masks(row, segments).top_map()], "segments_info": info}
+    return {"segmentation": ids[on_top], "segments_info": info}
+
+
+def layered_segments(row: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], np.ndarray]:
+    """The segments of a row by their pixels, the largest first, and which of them is seen where.
+
+    Their stored areas do not matter: those of a file may be 0 or wrong.
+
+    Returns:
+        The N segments, and (H, W) int64: 0 = none, k + 1 = segment k; where some overlap, the smallest.
+    """
+    segments = row["segments"]
+    masks = segment_masks(row, segments)
+    order = np.argsort(-masks.areas(), kind="stable")
+    on_top = masks.group(np.argsort(order), len(segments)).top_map()
+    return [segments[index] for index in order.tolist()], on_top
 
 
 def instance_reference(row: Mapping[str, Any], label_spec: LabelSpec) -> dict[str, Any]:

@@ -21,8 +21,16 @@ from hf_maskformer.data.label_files import (
     read_labels,
     unknown_values,
 )
-from hf_maskformer.data.label_table import LabelTable, find_label_table, read_label_table
+from hf_maskformer.data.label_table import (
+    LabelTable,
+    check_ignore_index,
+    find_label_table,
+    have_no_gap,
+    read_label_table,
+    value_table,
+)
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
+from hf_maskformer.data.run_segments import runs_to_segments
 from hf_maskformer.data.sample import check_image_size
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import id_map_to_runs
@@ -57,7 +65,7 @@ def semantic_maps_source(
         root: where tables are looked for.
         problems: is told of missing partners, values and colours without a label, sizes that differ, unreadable files,
             two files of one name, and files that are no images.
-        ignore_index: pixel value without a label.
+        ignore_index: pixel value without a label; a `label_table` may still give it a class.
         label_table: a file or dict that says which class each value or colour means.
         images: folder of the images; None = images/ in `folder`.
         labels: folder of the label files; None = labels/ in `folder`.
@@ -66,7 +74,9 @@ def semantic_maps_source(
 
     Raises:
         DatasetError: a folder without files, a table that cannot be read.
+        ValueError: an option of another type.
     """
+    check_ignore_index(ignore_index)
     images, labels = images or folder / "images", labels or folder / "labels"
     image_files, label_files = _Files(images, IMAGE_SUFFIXES), _Files(labels, LABEL_SUFFIXES)
     folders = [labels, *(label_folders or sorted(root.glob("*/labels")))]
@@ -114,42 +124,37 @@ def semantic_row(
                 found = np.unique(labels[labels != table.label_spec.ignore_index])
                 table.label_spec.check_semantic_map(np.array([*found, *unknown]), str(label))
     present = [int(value) for value in np.unique(labels) if value != table.label_spec.ignore_index]
-    runs = id_map_to_runs(labels, present)
-    texts, areas, boxes = runs.rles(), runs.areas().tolist(), runs.boxes().tolist()
+    segment_ids = [value + 1 for value in present]  # 0 would be void
     return {
         "image": path_image(image),
         "image_id": image.stem,
         "height": height,
         "width": width,
         "file_name": image.relative_to(root or image.parent.parent).as_posix(),
-        "segments": [
-            {
-                "id": value + 1,  # segment id 0 would be void
-                "label_id": value,
-                "iscrowd": False,
-                "area": float(area),
-                "bbox": box,
-                "rle": code["counts"],
-            }
-            for value, code, area, box in zip(present, texts, areas, boxes, strict=True)
-        ],
+        "segments": runs_to_segments(id_map_to_runs(labels, present), segment_ids, present),
     }
 
 
 def read_id2label(path: Path, ignore_index: int) -> LabelSpec:
     """Labels of an id2label.json: {"0": "road", "1": "car"}."""
     with problem_kind("broken_record", path):
+        return LabelSpec(_read_names(path), ignore_index=ignore_index)
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    """Value -> name of an id2label.json."""
+    with problem_kind("broken_record", path):
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
+            names = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path}: is not valid JSON ({error})") from error
         if not isinstance(names, dict) or not all(key.isdigit() for key in names):
             example = '{"0": "road", "1": "car"}'
             raise ValueError(f"{path}: must be an object that names each label id, such as {example}")
-        try:
-            return LabelSpec({int(key): str(name) for key, name in names.items()}, ignore_index=ignore_index)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        for key, name in names.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: label {key} has the name {name!r:.80}, which is no text")
+        return {int(key): name for key, name in names.items()}
 
 
 class _Files:
@@ -233,10 +238,11 @@ def _find_table(
         return read_label_table(chosen, ignore_index)
     names_file = root / "id2label.json"
     if names_file.is_file():
-        return LabelTable(read_id2label(names_file, ignore_index), source=str(names_file))
+        with problem_kind("broken_record", names_file):
+            return value_table(_read_names(names_file), ignore_index, str(names_file))
     values = sorted({value for folder in folders for value in _values_of(folder, ignore_index, cache_dir)})
-    if values != list(range(len(values))) or not values:
-        hint = "; they look 1-based: subtract 1" if values and values[0] == 1 else ""
+    if not have_no_gap(values, ignore_index) or not values:
+        hint = "; they look 1-based: subtract 1, or pass ignore_index=0" if values and values[0] == 1 else ""
         with problems.catch(root):
             message = (
                 f"{root} has no id2label.json and the labels found, {values[:LISTED_VALUES]}, are not 0..K-1 without "
@@ -246,9 +252,8 @@ def _find_table(
             raise DatasetError("unknown_label", root, message)
         names: dict[int | str, str | None] = {value: f"label_{value}" for value in values}
         return read_label_table(names or {0: "label_0"}, ignore_index)
-    logger.warning("%s has no id2label.json: labels 0..%d are taken from the label maps", root, len(values) - 1)
-    spec = LabelSpec({value: f"label_{value}" for value in values}, ignore_index=ignore_index)
-    return LabelTable(spec, source="the label maps")
+    logger.warning("%s has no id2label.json: labels %d..%d are taken from the label maps", root, values[0], values[-1])
+    return value_table({value: f"label_{value}" for value in values}, ignore_index, "the label maps")
 
 
 def _values_of(folder: Path, ignore_index: int, cache_dir: str | Path | None) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_maskformer.data.collate import COPY_PASTE_STREAM
-from hf_maskformer.data.copy_paste import choose_objects, paste_objects
+from hf_maskformer.data.copy_paste import choose_objects, paste_objects, paste_probability
 from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
@@ -30,7 +30,8 @@ class TrainingStream(IterableDataset[Sample]):
         on_bad_sample: "raise" the ValueError of a sample that cannot be read, or "skip" it with a warning.
         rank: number of this process.
         world_size: number of processes.
-        copy_paste_probability: how often objects of the sample before, augmented anew, are pasted on a sample.
+        copy_paste_probability: how often objects of the sample before, augmented anew, are pasted on a sample; None =
+            as often as the augmentation says.
 
     Raises:
         ValueError: `data` is not streamed, or objects are to be pasted for the semantic task.
@@ -44,11 +45,9 @@ class TrainingStream(IterableDataset[Sample]):
         on_bad_sample: str = "raise",
         rank: int = 0,
         world_size: int = 1,
-        copy_paste_probability: float = 0.0,
+        copy_paste_probability: float | None = None,
     ) -> None:
         check_on_bad_sample(on_bad_sample)
-        if copy_paste_probability > 0 and data.task == "semantic":
-            raise ValueError("copy_paste_probability needs objects: load the data for the task instance or panoptic")
         if not data.streaming:
             raise ValueError("data is not streamed: load it with streaming=True, or use TrainingDataset")
         if not 0 <= rank < world_size:
@@ -59,7 +58,7 @@ class TrainingStream(IterableDataset[Sample]):
         self.on_bad_sample = on_bad_sample
         self.rank = rank
         self.world_size = world_size
-        self.copy_paste_probability = copy_paste_probability
+        self.copy_paste_probability = paste_probability(copy_paste_probability, augmentation, data.task)
         # In shared memory, so that workers which live through several epochs see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_maskformer.data.label_table import check_ignore_index
 from hf_maskformer.data.problems import DatasetError, Problems
 from hf_maskformer.data.semantic_maps import read_id2label
 from hf_maskformer.model.label_spec import LabelSpec
@@ -54,10 +55,16 @@ class VolumeItem:
     void_voxels: int
     content: str
 
+    @property
+    def commonest(self) -> int | None:
+        """The label with most voxels; None where all are void."""
+        return int(self.labels[np.argmax(self.voxels)]) if len(self.labels) else None
+
 
 def volumes_spec(labels: Path, root: Path, problems: Problems, ignore_index: int = 255) -> LabelSpec:
     """Labels of id2label.json; without that file those found in the folder `labels`, with a warning."""
     require_nibabel()
+    check_ignore_index(ignore_index)
     names_file = root / "id2label.json"
     if names_file.is_file():
         return read_id2label(names_file, ignore_index)
@@ -127,8 +134,7 @@ def label_values(values: np.ndarray, path: Path) -> np.ndarray:
 def label_slice(item: VolumeItem) -> tuple[np.ndarray, np.ndarray]:
     """The slice to look at, that with most voxels beside the commonest label: ((H, W) uint8 grey, (H, W) labels)."""
     labels = read_volume(item.label).values.astype(np.int64)
-    commonest = item.labels[np.argmax(item.voxels)] if len(item.labels) else 0
-    number = int(np.argmax((labels != commonest).sum(axis=(1, 2))))
+    number = int(np.argmax((labels != (item.commonest or 0)).sum(axis=(1, 2))))
     plane = read_volume(item.image).values[number].astype(np.float64)
     black, white = np.percentile(plane, BLACK_WHITE_PERCENTILES)
     grey = (plane - black) / max(white - black, np.finfo(np.float64).tiny)

@@ -14,10 +14,19 @@ from typing import Any
 import numpy as np
 
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
-from hf_maskformer.data.paired_files import image_files, report_missing
+from hf_maskformer.data.paired_files import (
+    files_by_name,
+    image_files,
+    image_name,
+    list_folder,
+    report_missing,
+    warn_folders,
+)
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.run_segments import runs_to_segments
 from hf_maskformer.data.sample import image_size
+from hf_maskformer.data.segments import warn_identical
+from hf_maskformer.data.text_files import read_lines
 from hf_maskformer.data.yolo_yaml import CLASS_NAMES_TEXT, read_data_yaml
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import points_to_runs
@@ -55,7 +64,9 @@ def yolo_seg_source(
         DatasetError: no images, no text file for any image, or classes that cannot be named.
     """
     files = image_files(images, problems)
-    texts = _text_files(labels)
+    entries, folders = list_folder(labels)
+    warn_folders(folders, problems)
+    texts = _text_files(entries, problems)
     if not any(name in texts for name in files):
         message = f"{labels} holds no text file NAME.txt for any of the {len(files)} images of {images}"
         raise DatasetError("missing_file", labels, message)
@@ -72,8 +83,9 @@ def yolo_seg_source(
     return DatasetSource(spec, rows, fingerprint)
 
 
-def _text_files(labels: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(labels.glob("*.txt")) if path.name != CLASS_NAMES_TEXT}
+def _text_files(entries: list[Path], problems: Problems) -> dict[str, Path]:
+    """The label files among the files of a folder, by the name of their image."""
+    return files_by_name((path for path in entries if path.name.lower() != CLASS_NAMES_TEXT), (".txt",), problems)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -85,9 +97,8 @@ def _label_spec(data_yaml: Path | None, names_text: Path, label_folders: set[Pat
         with problems.catch(data_yaml):
             names = _yaml_names(data_yaml, problems)
     if names is None and names_text.is_file():
-        with problem_kind("broken_record", names_text):
-            names = names_text.read_text(encoding="utf-8-sig").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        with problems.catch(names_text):
+            names = _text_names(names_text)
     if names is None:
         names = _inferred_names(label_folders, problems)
     return LabelSpec(dict(enumerate(names)), thing_label_ids=tuple(range(len(names))))
@@ -113,12 +124,24 @@ def _yaml_names(path: Path, problems: Problems) -> list[str] | None:
     return [str(name) for name in names]
 
 
+def _text_names(path: Path) -> list[str]:
+    """Class names of classes.txt: the line is the number of the class, so only the last lines may be empty."""
+    names = [line.strip() for line in read_lines(path, "broken_record")]
+    while names and not names[-1]:
+        names.pop()
+    if not names or "" in names:
+        state = f"line {names.index('') + 1} is empty" if names else "is empty"
+        raise DatasetError("broken_record", path, f"{path}: {state}, each line must name a class, the first class 0")
+    return names
+
+
 def _inferred_names(label_folders: set[Path], problems: Problems) -> list[str]:
     """label_0..label_{K-1} for the numbers that stand first on the lines.
 
     Where reading goes on after a gap, the classes are those below it. Lines without a number are reported later.
     """
-    files = [path for folder in sorted(label_folders) for path in _text_files(folder).values()]
+    quiet = Problems("list")  # what is wrong in a folder is reported where its split is read
+    files = [path for folder in sorted(label_folders) for path in _text_files(list_folder(folder)[0], quiet).values()]
     firsts = {
         line.split()[0]
         for path in files
@@ -152,14 +175,13 @@ def _row(spec: LabelSpec, problems: Problems, pair: tuple[Path, Path | None]) ->
         "image_id": image.stem,
         "height": height,
         "width": width,
-        "file_name": image.relative_to(image.parents[2]).as_posix(),
+        "file_name": image_name(image),
         "segments": [] if text is None else _segments(text, height, width, spec, problems),
     }
 
 
 def _segments(text: Path, height: int, width: int, spec: LabelSpec, problems: Problems) -> list[dict[str, Any]]:
-    with problem_kind("unreadable_file", text):
-        lines = text.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_lines(text)
     numbers: list[int] = []
     label_ids: list[int] = []
     polygons: list[np.ndarray] = []
@@ -176,16 +198,14 @@ def _segments(text: Path, height: int, width: int, spec: LabelSpec, problems: Pr
 
 def _checked(segments: list[dict[str, Any]], text: Path, problems: Problems) -> list[dict[str, Any]]:
     """The segments that have a pixel; those without and equal ones are reported."""
-    first_lines: dict[tuple[int, str], int] = {}
     for segment in segments:
-        where = f"{text}: line {segment['id']}"
         if not segment["area"]:
-            problems.warning("empty_mask", text, f"{where}: the polygon covers no pixel and is not used")
-            continue
-        first = first_lines.setdefault((segment["label_id"], segment["rle"]), segment["id"])
-        if first != segment["id"]:
-            problems.warning("duplicate", text, f"{where}: the same class and mask as line {first}")
-    return [segment for segment in segments if segment["area"]]
+            message = f"{text}: line {segment['id']}: the polygon covers no pixel and is not used"
+            problems.warning("empty_mask", text, message)
+    kept = [segment for segment in segments if segment["area"]]
+    named = [{**segment, "id": f"of line {segment['id']}"} for segment in kept]
+    warn_identical(text, f"image {text.stem}", named, problems)
+    return kept
 
 
 def _parse_line(line: str, text: Path, where: str, spec: LabelSpec) -> tuple[int, np.ndarray]:

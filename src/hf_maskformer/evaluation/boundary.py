@@ -12,11 +12,16 @@ import numpy as np
 
 from hf_maskformer.evaluation.metric import (
     Metric,
+    check_counted_labels,
     check_dilation_ratio,
-    check_labels,
     check_num_labels,
+    check_outside_classes,
+    check_same_shape,
+    mean_of_known,
+    ratio_or_nan,
+    read_array,
     semantic_map,
-    to_numpy,
+    set_pixels,
 )
 
 DILATION_RATIO = 0.02  # boundary width as a share of the diagonal: paper, section 5
@@ -70,7 +75,8 @@ def id_map_boundary(ids: np.ndarray, width: int) -> np.ndarray:
 def boundary_iou(mask: Any, other: Any, dilation_ratio: float = DILATION_RATIO) -> float:
     """Boundary IoU of two masks (H, W): the paper's measure. nan when both are empty.
 
-    Boundary AP and Boundary PQ take the smaller of it and the mask IoU, as a thin boundary alone can mislead.
+    Boundary AP and Boundary PQ take the smaller of it and the mask IoU, as a thin boundary alone can mislead. Masks
+    are bool or integers, every non-zero pixel counting as set, or 0.0 and 1.0; anything else is a ValueError.
     """
     first, second = _binary_mask(mask, "mask"), _binary_mask(other, "other")
     if first.shape != second.shape:
@@ -128,8 +134,7 @@ class BoundaryIoU(Metric):
 
     def __init__(self, num_labels: int, ignore_index: int = 255, dilation_ratio: float = DILATION_RATIO) -> None:
         check_num_labels(num_labels)
-        if 0 <= ignore_index < num_labels:
-            raise ValueError(f"ignore_index must be outside the classes 0..{num_labels - 1}, got {ignore_index}")
+        check_outside_classes(ignore_index, num_labels, "ignore_index")
         check_dilation_ratio(dilation_ratio)
         self.num_labels = num_labels
         self.ignore_index = ignore_index
@@ -143,11 +148,9 @@ class BoundaryIoU(Metric):
             `boundary_iou` (mean over the classes) and `per_category_boundary_iou` (list indexed by class id). A class
             that is neither in references nor in predictions is nan and in no mean.
         """
-        seen = self.union > 0  # (K,)
-        iou = np.full(self.num_labels, np.nan)
-        np.divide(self.intersection, self.union, out=iou, where=seen)
+        iou = ratio_or_nan(self.intersection, self.union)  # (K,)
         return {
-            "boundary_iou": float(iou[seen].mean()) if seen.any() else float("nan"),
+            "boundary_iou": mean_of_known(iou),
             "per_category_boundary_iou": iou.tolist(),
         }
 
@@ -162,12 +165,11 @@ class BoundaryIoU(Metric):
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
         predicted = semantic_map(prediction, f"{where}, prediction")
         actual = semantic_map(reference, f"{where}, reference")
-        if predicted.shape != actual.shape:
-            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
+        check_same_shape(predicted, actual, where)
         counted = actual != self.ignore_index  # (H, W)
         outside = f"{where}, reference (ignore_index {self.ignore_index} apart)"
         for labels, name in ((actual, outside), (predicted, f"{where}, prediction")):
-            check_labels(labels if counted.all() else labels[counted], self.num_labels, name)
+            check_counted_labels(labels, counted, self.num_labels, name)
         width = boundary_width((actual.shape[0], actual.shape[1]), self.dilation_ratio)
         actual_boundary = _class_boundary(actual, counted, self.num_labels, width)
         predicted_boundary = _class_boundary(predicted, counted, self.num_labels, width)
@@ -215,7 +217,10 @@ def _running(combine: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np
 
 
 def _binary_mask(value: Any, name: str) -> np.ndarray:
-    array = to_numpy(value).astype(bool)
+    array = read_array(value, name)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (H, W), got {array.shape}")
-    return array
+    try:
+        return set_pixels(array)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

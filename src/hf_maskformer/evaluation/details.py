@@ -58,12 +58,13 @@ class ImageScore:
     """A line of the list of images.
 
     Attributes:
-        index: place in the data.
+        index: place in the data; None for an image that was left out when the data was indexed.
+        file_name: of the image; of one that was left out the file that cannot be read, which may be its label file.
         score: of this image alone; nan without one.
         note: why the image was not scored.
     """
 
-    index: int
+    index: int | None
     file_name: str
     score: float
     note: str = ""
@@ -101,7 +102,7 @@ class EvaluationDetails:
 
     Attributes:
         confusion: of the whole evaluation; None before it.
-        images: one `ImageScore` per image, in the order of the data.
+        images: one `ImageScore` per image, in the order of the data; those left out of the index come last.
         score_name: what the score of an image is.
     """
 
@@ -129,9 +130,9 @@ class EvaluationDetails:
         if not math.isnan(result.score) and self._enters(result.score, index):
             self._push(WorstImage(result.score, index, row, _segments_as_rle(result)))
 
-    def add_unread(self, index: int, row: dict[str, Any]) -> None:
-        """An image that was skipped."""
-        self.images.append(ImageScore(index, row["file_name"], math.nan, CANNOT_BE_READ))
+    def add_unread(self, index: int | None, file_name: str) -> None:
+        """An image that was skipped; without an index one that is not among the data's rows."""
+        self.images.append(ImageScore(index, file_name, math.nan, CANNOT_BE_READ))
 
     def merge(self, other: "EvaluationDetails") -> None:
         """Adds the images of another part of the same evaluation."""
@@ -144,7 +145,7 @@ class EvaluationDetails:
     def complete(self, confusion: Confusion) -> None:
         """Ends the evaluation: all images are there."""
         self.confusion = confusion
-        self.images.sort(key=lambda image: image.index)
+        self.images.sort(key=lambda image: math.inf if image.index is None else image.index)
 
     def _enters(self, score: float, index: int) -> bool:
         return len(self._heap) < self.limit or (self.limit > 0 and (-score, -index) > self._heap[0][:2])
@@ -158,7 +159,7 @@ class EvaluationDetails:
 
 
 def class_segments(label_map: np.ndarray) -> list[dict[str, Any]]:
-    """One segment for each class of a semantic map, whose id is its label."""
+    """One segment for each class of a semantic map (an array of labels, none negative), whose id is its label."""
     present = np.flatnonzero(np.bincount(label_map.reshape(-1)))
     return [{"id": int(label), "label_id": int(label)} for label in present]
 

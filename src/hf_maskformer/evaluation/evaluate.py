@@ -1,8 +1,21 @@
-"""Runs a model over a data set and returns the metrics of its task, at the original size of every image."""
+"""Runs a model over a data set and returns the metrics of its task, at the original size of every image.
+
+What `evaluate` returns is one flat dict:
+
+- semantic: the keys of `MeanIoU`;
+- instance: those of `MaskAveragePrecision`;
+- panoptic: those of `PanopticQuality`, `mean_iou` of the merged class map and, where there are thing classes, `map`,
+  `map_50`, `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances;
+- with `boundary` also: semantic the keys of `BoundaryIoU`; instance `boundary_map`, `boundary_map_50`, ... and
+  `per_category_boundary_map`; panoptic `boundary_pq`, `boundary_sq`, ... and `per_category_boundary_pq`;
+- where images were skipped, `skipped`: the number of those that could not be read among the images looked at (see
+  `limit`), and of all that were left out when the data was indexed, whatever the limit. Rows that a stream leaves out
+  are not among them; the log names them.
+"""
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -40,7 +53,7 @@ def evaluate(
     ignore_class_names: bool = False,
     across_processes: bool = False,
 ) -> dict[str, Any]:
-    """Metrics of `model` on `data`.
+    """Metrics of `model` on `data`; their keys stand at the head of this module.
 
     Images go through the processor at its own size, predictions are resized to the original image and compared there
     with the untouched reference. The model is moved to `device` and runs in eval mode; the mode of each of its modules
@@ -55,29 +68,22 @@ def evaluate(
         processor: its image processor; not changed.
         data: what `hf_maskformer.data.load.load` returned, loaded for the same task or for panoptic, which holds all;
             streamed data is read once, from first to last.
-        task: "semantic", "instance" or "panoptic"; None takes the processor's, and where it has none the data's.
+        task: "semantic", "instance" or "panoptic"; None takes the processor's, or else the data's.
         batch_size: images per forward pass.
         device: where the model runs.
         progress: show a progress bar.
-        limit: evaluate the first `limit` images only.
+        limit: evaluate the first `limit` images only, of those that are in the index.
         on_bad_sample: "raise" the ValueError of an image that cannot be read, or "skip" it with a warning.
         boundary: measure the boundaries of the masks too; slower.
-        details: filled with the confusion of the classes, the score of every image and the worst images, from the same
-            predictions.
+        details: filled with the confusion of the classes, the score of every image and the worst images.
         ignore_class_names: take class k of the model for class k of the data whatever their names.
         across_processes: every process of `torch.distributed`'s group, which must exist, scores its own share of the
             images; each returns the metrics of all. False: this process scores all images.
 
-    Returns:
-        One flat dict. semantic: the keys of `MeanIoU`; instance: those of `MaskAveragePrecision`; panoptic: those of
-        `PanopticQuality`, `mean_iou` of the merged class map and, where there are thing classes, `map`, `map_50`,
-        `map_75`, `map_small`, `map_medium`, `map_large` and `map_per_category` of the thing instances. With `boundary`
-        also: semantic the keys of `BoundaryIoU`; instance `boundary_map`, `boundary_map_50`, ... and
-        `per_category_boundary_map`; panoptic `boundary_pq`, `boundary_sq`, ... and `per_category_boundary_pq`. Where
-        images were skipped, `skipped` is their number.
-
     Raises:
-        ValueError: no (readable) images, an unknown task, or model, processor and data disagree on task or classes.
+        ValueError: no (readable) images, an unknown task or one the data has no classes for, or model, processor and
+            data disagree on task or classes.
+        FloatingPointError: the model's outputs are not finite; names the images of the batch.
     """
     task = task or processor.task or data.task
     check_arguments(data, task, batch_size, limit, on_bad_sample)
@@ -118,11 +124,11 @@ class Score:
             for (index, row), result in zip(rows.items(), results, strict=True):
                 self.details.add(index, row, result)
 
-    def add_unread(self, index: int, row: Row) -> None:
-        """An image that is skipped."""
+    def add_unread(self, index: int | None, file_name: str) -> None:
+        """An image that is skipped; index None: it was left out when the data was indexed."""
         self.skipped += 1
         if self.details is not None:
-            self.details.add_unread(index, row)
+            self.details.add_unread(index, file_name)
 
     def merge(self, other: "Score") -> "Score":
         """Adds another part of the same evaluation."""
@@ -162,7 +168,13 @@ def score_images(
     on_bad_sample: str = "raise",
     shard: tuple[int, int] = ALL_IMAGES,
 ) -> None:
-    """Adds the images of `shard` (number, count of shards) to `score`; the other arguments as in `evaluate`."""
+    """Adds the images of `shard` (number, count of shards) to `score`; the other arguments as in `evaluate`.
+
+    The first shard also reports the images that were left out when the data was indexed.
+    """
+    if shard[0] == 0:
+        for problem in data.left_out:
+            score.add_unread(None, problem.file)
     task = score.settings[0]
     processor = copy.copy(processor)
     processor.task = None  # no post-processing method is hidden: panoptic evaluation also needs the instances
@@ -175,14 +187,16 @@ def score_images(
         while batch := dict(islice(rows, batch_size)):
             images = _read_images(data, batch, on_bad_sample)
             for index in sorted(batch.keys() - images.keys()):
-                score.add_unread(index, batch[index])
+                score.add_unread(index, batch[index]["file_name"])
             if images:
                 inputs = processor(images=list(images.values()), return_tensors="pt")
                 outputs = model(
                     pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device)
                 )
                 sizes = [(image.shape[0], image.shape[1]) for image in images.values()]
-                score.add(processor, outputs, sizes, {index: batch[index] for index in images})
+                scored = {index: batch[index] for index in images}
+                with _named_images(scored.values()):
+                    score.add(processor, outputs, sizes, scored)
             bar.update(len(batch))
 
 
@@ -238,12 +252,24 @@ def _read_images(data: SegmentationData, rows: Mapping[int, Row], on_bad_sample:
     return images
 
 
+@contextmanager
+def _named_images(rows: Iterable[Row]) -> Iterator[None]:
+    """Names the images of a batch whose outputs are not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        names = ", ".join(row["file_name"] for row in rows)
+        raise FloatingPointError(f"{error} The batch is: {names}") from error
+
+
 def check_arguments(data: SegmentationData, task: str, batch_size: int, limit: int | None, on_bad_sample: str) -> None:
     """Raises ValueError for arguments of `evaluate` that cannot be used."""
     if task not in SCORERS:
         raise ValueError(f"task must be one of {sorted(SCORERS)}, got {task!r}")
     if data.task not in (task, "panoptic"):
         raise ValueError(f"data is loaded for task {data.task!r} but task is {task!r}: load it with task={task!r}")
+    if task == "instance" and not data.label_spec.thing_label_ids:
+        raise ValueError("task 'instance' needs thing classes, but all classes of the data are stuff: use 'semantic'")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_on_bad_sample(on_bad_sample)

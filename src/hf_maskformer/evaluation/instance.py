@@ -14,7 +14,9 @@ from hf_maskformer.evaluation.metric import (
     check_dilation_ratio,
     check_labels,
     check_num_labels,
-    to_numpy,
+    count_entries,
+    field,
+    read_array,
 )
 
 IouType = Literal["segm", "boundary"]
@@ -48,10 +50,11 @@ class MaskAveragePrecision(Metric):
 
     An entry of `update` is, for predictions, `{"masks", "scores" (N,), "labels" (N,)}`, for references `{"masks",
     "labels" (N,)}` and optionally `"iscrowd"` (N,) and `"area"` (N,). Masks are (N, H, W) arrays or tensors, or a list
-    of RLE; they may overlap, but all of an image have its size. `area` decides the size range of a reference (COCO's
-    files give the polygon's area); without it pixels are counted. Detections on a crowd reference are not counted; a
-    crowd need not be found. Detections of equal score rank in the order of their images, so merged states give the
-    figures of one pass over the images in the order of the merges.
+    of RLE; they may overlap, but all of an image have its size. Arrays are bool or integers, every non-zero pixel
+    counting as set, or 0.0 and 1.0; probabilities and logits are refused. `area` decides the size range of a reference
+    (COCO's files give the polygon's area); without it pixels are counted. Detections on a crowd reference are not
+    counted; a crowd need not be found. Detections of equal score rank in the order of their images, so merged states
+    give the figures of one pass over the images in the order of the merges.
 
     Args:
         num_labels: number of classes K.
@@ -119,18 +122,21 @@ class MaskAveragePrecision(Metric):
         scores = _column(prediction, "scores", len(labels), np.float64, f"{where}, prediction")
         if np.isnan(scores).any():
             raise ValueError(f"{where}, prediction: scores contain nan")
-        chosen = _ranked(labels, scores)
+        given, chosen = len(labels), _ranked(labels, scores)
         labels, scores = labels[chosen], scores[chosen]
-        detections = _cropped_masks(prediction, chosen, f"{where}, prediction")
+        detections = _cropped_masks(prediction, given, chosen, f"{where}, prediction")
 
         actual_labels = self._labels(reference, f"{where}, reference")
         count = len(actual_labels)
-        references = _cropped_masks(reference, np.arange(count), f"{where}, reference")
+        references = _cropped_masks(reference, count, np.arange(count), f"{where}, reference")
         crowd, area = np.zeros(count, dtype=bool), mask_areas(references)
         if reference.get("iscrowd") is not None:
             crowd = _column(reference, "iscrowd", count, bool, f"{where}, reference")
         if reference.get("area") is not None:
             area = _column(reference, "area", count, np.float64, f"{where}, reference")
+            wrong = area[~np.isfinite(area) | (area < 0)]
+            if wrong.size:
+                raise ValueError(f"{where}, reference: area must be finite and at least 0, got {wrong[0]}")
 
         sizes = {mask.image_size for mask in (*detections, *references)}
         if len(sizes) > 1:
@@ -155,7 +161,7 @@ class MaskAveragePrecision(Metric):
         return iou
 
     def _labels(self, entry: Any, where: str) -> np.ndarray:
-        labels = to_numpy(entry["labels"]).reshape(-1)
+        labels = read_array(field(entry, "labels", where), f"{where}: labels").reshape(-1)
         if labels.size and labels.dtype.kind not in "iu":
             raise ValueError(f"{where}: labels must be integers, got {labels.dtype}")
         labels = labels.astype(np.int64)
@@ -278,18 +284,20 @@ def _mean_known(values: np.ndarray) -> float:
 
 
 def _column(entry: Any, key: str, count: int, dtype: type, where: str) -> np.ndarray:
-    column: np.ndarray = to_numpy(entry[key]).reshape(-1).astype(dtype)
+    column = read_array(field(entry, key, where), f"{where}: {key}").reshape(-1)
+    if column.dtype.kind not in "buif":
+        raise ValueError(f"{where}: {key} must be numbers, got {column.dtype}")
     if len(column) != count:
         raise ValueError(f"{where}: {key} must have one value per label ({count}), got {len(column)}")
-    return column
+    return column.astype(dtype)
 
 
-def _cropped_masks(entry: Any, indices: np.ndarray, where: str) -> list[CroppedMask]:
-    """The chosen masks of a stack or a list of RLE, one full mask in memory at a time."""
-    masks = entry["masks"]
-    count = len(to_numpy(entry["labels"]).reshape(-1))
-    if len(masks) != count:
-        raise ValueError(f"{where}: masks must have one mask per label ({count}), got {len(masks)}")
+def _cropped_masks(entry: Any, count: int, indices: np.ndarray, where: str) -> list[CroppedMask]:
+    """The chosen of the `count` masks of a stack or a list of RLE, one full mask in memory at a time."""
+    masks = field(entry, "masks", where)
+    found = count_entries(masks, f"{where}: masks")
+    if found != count:
+        raise ValueError(f"{where}: masks must have one mask per label ({count}), got {found}")
     if count and all(isinstance(mask, dict) for mask in masks):
         try:
             return crop_rles(masks, indices.tolist())
@@ -297,10 +305,13 @@ def _cropped_masks(entry: Any, indices: np.ndarray, where: str) -> list[CroppedM
             raise ValueError(f"{where}: {error}") from error
     chosen = []
     for index in indices.tolist():
-        dense = to_numpy(masks[index])
+        dense = read_array(masks[index], f"{where}: mask {index}")
         if dense.ndim != 2:
             raise ValueError(f"{where}: masks must be (N, H, W) or a list of RLE, got one of shape {dense.shape}")
-        chosen.append(crop_mask(dense))
+        try:
+            chosen.append(crop_mask(dense))
+        except ValueError as error:
+            raise ValueError(f"{where}, mask {index}: {error}") from error
     return chosen
 
 

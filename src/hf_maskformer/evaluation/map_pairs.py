@@ -65,7 +65,7 @@ def count_pairs(
 
 
 def id_positions(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Position in `ids` (N,), all different, plus 1 of each of the integers `values`; 0 where it is not among them."""
+    """Position in `ids` (N,) int64, all different, plus 1 of each integer of `values`; 0 where it is not in `ids`."""
     if not len(ids):
         return np.zeros(values.shape, dtype=np.int64)
     last = int(ids.max())
@@ -75,5 +75,9 @@ def id_positions(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return table[np.where((values >= 0) & (values <= last), values.astype(np.int64, copy=False), last + 1)]
     order = np.argsort(ids)
     ordered = ids[order]
-    slots = np.minimum(np.searchsorted(ordered, values), len(ids) - 1)
-    return np.where(ordered[slots] == values, order[slots] + 1, 0)
+    numbers = values.astype(np.int64, copy=False)  # numpy would compare uint64 with int64 as floats
+    slots = np.minimum(np.searchsorted(ordered, numbers), len(ids) - 1)
+    found = ordered[slots] == numbers
+    if values.dtype == np.uint64:
+        found &= values < 1 << 63  # beyond, int64 wraps around to negative numbers
+    return np.where(found, order[slots] + 1, 0)

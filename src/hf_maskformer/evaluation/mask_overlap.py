@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_maskformer.evaluation.metric import set_pixels
 from hf_maskformer.model.masks import rles_to_runs
 
 WORD = np.dtype(np.uint64)  # eight pixels of a byte mask are looked at in one step
@@ -21,7 +22,11 @@ class CroppedMask(NamedTuple):
 
 
 def crop_mask(mask: np.ndarray) -> CroppedMask:
-    """The box of a mask (H, W), copied, so that the full mask can be freed; every non-zero pixel counts as set."""
+    """The box of a mask (H, W), copied, so that the full mask can be freed; every non-zero pixel counts as set.
+
+    Raises:
+        ValueError: as `set_pixels`: a floating-point mask holds anything but 0 and 1.
+    """
     size = (mask.shape[0], mask.shape[1])
     words = _words(mask)
     rows = np.flatnonzero(np.bitwise_or.reduce(words, axis=1))
@@ -30,7 +35,7 @@ def crop_mask(mask: np.ndarray) -> CroppedMask:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(np.bitwise_or.reduce(words[top:bottom], axis=0).view(np.uint8))
     left, right = int(columns[0]), int(columns[-1]) + 1
-    pixels = mask[top:bottom, left:right] != 0  # a copy, row by row
+    pixels = set_pixels(mask[top:bottom, left:right])  # a copy, row by row
     return CroppedMask(pixels, top, left, int(np.count_nonzero(pixels)), size)
 
 

@@ -1,13 +1,23 @@
 """Panoptic quality: "Panoptic Segmentation", Kirillov et al., CVPR 2019; matched as in COCO's evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hf_maskformer.evaluation.boundary import DILATION_RATIO, boundary_width, segment_boundary_iou
 from hf_maskformer.evaluation.map_pairs import count_pairs, id_positions, map_pairs
-from hf_maskformer.evaluation.metric import Metric, check_dilation_ratio, check_labels, check_num_labels, to_numpy
+from hf_maskformer.evaluation.metric import (
+    Metric,
+    check_dilation_ratio,
+    check_labels,
+    check_num_labels,
+    check_same_shape,
+    count_entries,
+    field,
+    read_array,
+    whole_numbers,
+)
 
 MATCH_IOU = 0.5  # paper, section 4.1: above it a match is unique
 MAX_VOID_FRACTION = 0.5  # an unmatched prediction that lies on more void and crowd than this is not counted
@@ -55,8 +65,10 @@ class PanopticQuality(Metric):
     ) -> None:
         check_num_labels(num_labels)
         check_dilation_ratio(dilation_ratio)
-        check_labels(np.asarray(list(thing_label_ids), dtype=np.int64), num_labels, "thing_label_ids")
-        self.thing_label_ids = tuple(sorted({int(label) for label in thing_label_ids}))
+        count_entries(thing_label_ids, "thing_label_ids")
+        things = whole_numbers(thing_label_ids, "thing_label_ids")
+        check_labels(things, num_labels, "thing_label_ids")
+        self.thing_label_ids = tuple(np.unique(things).tolist())
         self.num_labels = num_labels
         self.boundary = boundary
         self.dilation_ratio = dilation_ratio
@@ -111,11 +123,7 @@ class PanopticQuality(Metric):
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
         predicted = self._read(prediction, f"{where}, prediction")
         actual = self._read(reference, f"{where}, reference")
-        if predicted.segmentation.shape != actual.segmentation.shape:
-            raise ValueError(
-                f"{where}: prediction has shape {predicted.segmentation.shape} but reference "
-                f"{actual.segmentation.shape}"
-            )
+        check_same_shape(predicted.segmentation, actual.segmentation, where)
         overlap, iou = self._overlap(actual, predicted)  # (N + 1, M + 1), (N, M); index 0 of overlap = void
         predicted_area = overlap.sum(axis=0)[1:]  # (M,)
         if not predicted_area.all():
@@ -166,16 +174,18 @@ class PanopticQuality(Metric):
         return pixels
 
     def _read(self, entry: Any, where: str) -> PanopticMap:
-        segmentation = to_numpy(entry["segmentation"])
+        segmentation = read_array(field(entry, "segmentation", where), f"{where}: segmentation")
         if segmentation.ndim != 2 or segmentation.dtype.kind not in "iu":
             raise ValueError(
                 f"{where}: segmentation must be (H, W) integer ids, got {segmentation.dtype} {segmentation.shape}"
             )
-        infos = entry["segments_info"]
-        ids = np.array([info["id"] for info in infos], dtype=np.int64)
-        labels = np.array([_label_of(info, where) for info in infos], dtype=np.int64)
+        infos = field(entry, "segments_info", where)
+        count_entries(infos, f"{where}: segments_info")
+        listed = f"{where}, segments_info"
+        ids = whole_numbers([field(info, "id", listed) for info in infos], f"{listed}: id")
+        labels = whole_numbers([_label_of(info, where) for info in infos], f"{listed}: label")
         crowd = np.array([bool(info.get("iscrowd", 0)) for info in infos], dtype=bool)
-        check_labels(labels, self.num_labels, f"{where}, segments_info")
+        check_labels(labels, self.num_labels, listed)
         ordered = np.sort(ids)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if repeated.size:
@@ -183,11 +193,11 @@ class PanopticQuality(Metric):
         return PanopticMap(segmentation, ids, labels, crowd)
 
 
-def _label_of(info: dict[str, Any], where: str) -> int:
+def _label_of(info: Mapping[str, Any], where: str) -> Any:
     for key in ("label_id", "category_id"):
         if key in info:
-            return int(info[key])
-    raise ValueError(f"{where}: segment {info.get('id')} has neither label_id nor category_id, only {sorted(info)}")
+            return info[key]
+    raise ValueError(f"{where}: segment {info.get('id')} has neither label_id nor category_id, only {list(info)}")
 
 
 def _segment_iou(overlap: np.ndarray) -> np.ndarray:

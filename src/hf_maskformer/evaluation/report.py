@@ -19,11 +19,12 @@ from hf_maskformer.data.segmentation_data import (
 from hf_maskformer.evaluation.confusion_plot import plot_confusion_matrix
 from hf_maskformer.evaluation.details import VOID_ID, Confusion, EvaluationDetails, WorstImage, class_segments
 from hf_maskformer.evaluation.json_format import write_json
-from hf_maskformer.evaluation.table import format_table
+from hf_maskformer.evaluation.scorers import class_map
+from hf_maskformer.evaluation.table import class_columns, format_table
 from hf_maskformer.model.label_spec import LabelSpec
-from hf_maskformer.visualize import contact_sheet, draw_errors, draw_segments, fill_segments, with_class_legend
+from hf_maskformer.model.masks import rle_area
+from hf_maskformer.visualize import MAX_ROW_SHAPE, contact_sheet, draw_errors, draw_segments, with_class_legend
 
-NO_CLASS = -1
 CELL_WIDTH = 420  # pixels of a picture in the sheet
 LARGEST_ENLARGEMENT = 3  # of small images
 
@@ -38,7 +39,8 @@ def write_report(
     - metrics.json: the metrics, one flat object;
     - table.txt: the table that is printed; per_class.csv: the same classes for a spreadsheet;
     - confusion_matrix.csv, confusion_matrix.png;
-    - images.csv: every image with its score, in the order of the data;
+    - images.csv: every image with its score, in the order of the data; those left out of its index come last, without
+      a number;
     - worst_images.png, if `details` holds any.
 
     Raises:
@@ -70,19 +72,12 @@ def write_report(
 
 
 def per_class_rows(metrics: Mapping[str, Any], label_spec: LabelSpec) -> list[list[Any]]:
-    """Header and a row per class: id, name, kind, and one column for each list (of numbers or dicts) in `metrics`."""
-    columns: dict[str, list[Any]] = {}
-    for name, values in metrics.items():
-        if not isinstance(values, (list, tuple)) or not values:
-            continue
-        if isinstance(values[0], Mapping):
-            columns.update({key: [entry[key] for entry in values] for key in values[0]})
-        else:
-            columns[name.replace("per_category", "").strip("_") or "map"] = list(values)
+    """Header and a row per class: id, name, kind, and `class_columns`; an absent class has empty cells."""
+    columns = class_columns(metrics, label_spec.num_labels)
     rows: list[list[Any]] = [["id", "class", "kind", *columns]]
     for label, name in label_spec.id2label.items():
         kind = "thing" if label in label_spec.thing_label_ids else "stuff"
-        rows.append([label, name, kind, *(_csv_number(column[label]) for column in columns.values())])
+        rows.append([label, name, kind, *(column[label] for column in columns.values())])
     return rows
 
 
@@ -95,8 +90,13 @@ def confusion_rows(confusion: Confusion) -> list[list[Any]]:
 def image_rows(details: EvaluationDetails) -> list[list[Any]]:
     """Header and a row per image."""
     header = ["index", "file_name", details.score_name, "note"]
-    lines = [[image.index, image.file_name, _csv_number(image.score), image.note] for image in details.images]
-    return [header, *lines]
+    return [
+        header,
+        *(
+            [image.index, image.file_name, None if math.isnan(image.score) else image.score, image.note]
+            for image in details.images
+        ),
+    ]
 
 
 def worst_images_sheet(
@@ -122,7 +122,7 @@ def worst_images_sheet(
                 draw_segments(picture, ids, segments, color_by="label", labels=False, alpha=0.6, hatched=hatched)
             )
             seen.update(segment["label_id"] for segment in segments)
-        true_classes, predicted_classes = (_class_map(segmentation) for segmentation in maps)
+        true_classes, predicted_classes = (class_map(*segmentation) for segmentation in maps)
         panels.append(draw_errors(picture, (true_classes != predicted_classes) & ~void, hatched=void))
         titles += [worst.row["file_name"], "truth", f"prediction: {score_name} {worst.score:.3f}", "wrong pixels"]
     sheet = contact_sheet(panels, columns=4, titles=titles, cell_width=CELL_WIDTH)
@@ -134,15 +134,15 @@ def truth_map(row: dict[str, Any], task: str, label_spec: LabelSpec) -> tuple[Se
     if task == "semantic":
         labels = semantic_reference(row, label_spec)
         void = labels == label_spec.ignore_index
-        segments = [segment for segment in class_segments(labels) if segment["id"] != label_spec.ignore_index]
         ids = np.where(void, VOID_ID, labels + 1)
-        return (ids, [{**segment, "id": segment["id"] + 1} for segment in segments]), void
+        return (ids, [{**segment, "id": segment["id"] + 1} for segment in class_segments(labels[~void])]), void
     if task == "panoptic":
         reference = panoptic_reference(row)
         known = [segment["id"] for segment in reference["segments_info"]]
         return (reference["segmentation"], reference["segments_info"]), ~np.isin(reference["segmentation"], known)
     reference = instance_reference(row, label_spec)
-    order = np.argsort(-reference["area"], kind="stable")  # where objects overlap the smaller one is seen
+    pixels = np.array([rle_area(rle) for rle in reference["masks"]], dtype=np.int64)
+    order = np.argsort(-pixels, kind="stable")  # where objects overlap the smaller one is seen
     size = (row["height"], row["width"])
     ids = SegmentMasks.from_rles([reference["masks"][index] for index in order], size).top_map()
     segments = [
@@ -153,8 +153,11 @@ def truth_map(row: dict[str, Any], task: str, label_spec: LabelSpec) -> tuple[Se
 
 
 def _scaled(picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    """The picture at the width of a cell, so that lines have the same width in all rows."""
-    scale = min(CELL_WIDTH / picture.width, LARGEST_ENLARGEMENT)
+    """The picture at the width of a cell, so that lines have the same width in all rows.
+
+    A tall picture is as high as a row can be, and a small one is not blown up.
+    """
+    scale = min(CELL_WIDTH / picture.width, MAX_ROW_SHAPE * CELL_WIDTH / picture.height, LARGEST_ENLARGEMENT)
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), resampling)
 
 
@@ -164,18 +167,6 @@ def _scaled_map(segmentation: Segmentation, size: tuple[int, int]) -> Segmentati
     return np.asarray(picture), segments
 
 
-def _class_map(segmentation: Segmentation) -> np.ndarray:
-    """(H, W) label ids, NO_CLASS where no segment is."""
-    ids, segments = segmentation
-    labels = np.array([segment["label_id"] for segment in segments], dtype=np.int64)
-    return fill_segments(ids, [segment["id"] for segment in segments], labels, NO_CLASS)
-
-
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _csv_number(value: Any) -> Any:
-    """An empty cell for nan."""
-    return "" if isinstance(value, float) and math.isnan(value) else value

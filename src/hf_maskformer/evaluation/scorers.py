@@ -22,7 +22,7 @@ from hf_maskformer.visualize import fill_segments
 
 # AP ranks all detections by score; a score threshold would only cut off the tail of its curve.
 AP_SCORE_THRESHOLD = 0.0
-VOID_LABEL = -1  # class of the pixels of a merged panoptic map that no segment holds
+NO_CLASS = -1  # class of the pixels that no segment holds
 AP_SUMMARY = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 PQ_SUMMARY = ("pq", "sq", "rq", "pq_things", "pq_stuff")
 OBJECT_IOU = 0.5  # from here on a detection counts as found, whatever its class
@@ -166,7 +166,7 @@ class PanopticScorer:
         self.boundary = (
             PanopticQuality(label_spec.thing_label_ids, label_spec.num_labels, boundary=True) if boundary else None
         )
-        self.mean_iou = MeanIoU(label_spec.num_labels, label_spec.ignore_index, void_index=VOID_LABEL)
+        self.mean_iou = MeanIoU(label_spec.num_labels, label_spec.ignore_index, void_index=NO_CLASS)
         self.things = InstanceScorer(label_spec) if label_spec.thing_label_ids else None
 
     def add(self, processor: Any, outputs: Any, sizes: Sizes, rows: Sequence[Row]) -> list[ImageResult]:
@@ -174,7 +174,7 @@ class PanopticScorer:
         predictions = [{**result, "segmentation": result["segmentation"].cpu().numpy()} for result in results]
         references = [panoptic_reference(row) for row in rows]
         self.mean_iou.update(
-            [_class_map(prediction) for prediction in predictions],
+            [class_map(one["segmentation"], one["segments_info"]) for one in predictions],
             [semantic_reference(row, self.label_spec) for row in rows],
         )
         if self.things is not None:
@@ -303,11 +303,10 @@ def _detections(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _class_map(prediction: dict[str, Any]) -> np.ndarray:
-    """(H, W) int64 label ids of a panoptic result; VOID_LABEL where no segment is."""
-    segments = prediction["segments_info"]
+def class_map(ids: np.ndarray, segments: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(H, W) int64 label ids of a map (H, W) of segment ids; NO_CLASS where no segment is."""
     labels = np.array([segment["label_id"] for segment in segments], dtype=np.int64)
-    return fill_segments(prediction["segmentation"], [segment["id"] for segment in segments], labels, VOID_LABEL)
+    return fill_segments(ids, [segment["id"] for segment in segments], labels, NO_CLASS)
 
 
 def _boundary_figures(figures: dict[str, Any], summary: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from hf_maskformer.evaluation.metric import (
     Metric,
     check_labels,
     check_num_labels,
+    check_outside_classes,
+    check_same_shape,
     mean_of_known,
     ratio_or_nan,
     semantic_map,
@@ -34,9 +36,9 @@ class MeanIoU(Metric):
 
     def __init__(self, num_labels: int, ignore_index: int = 255, void_index: int | None = None) -> None:
         check_num_labels(num_labels)
-        for name, value in (("ignore_index", ignore_index), ("void_index", void_index)):
-            if value is not None and 0 <= value < num_labels:
-                raise ValueError(f"{name} must be outside the classes 0..{num_labels - 1}, got {value}")
+        check_outside_classes(ignore_index, num_labels, "ignore_index")
+        if void_index is not None:
+            check_outside_classes(void_index, num_labels, "void_index")
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.void_index = void_index
@@ -73,8 +75,7 @@ class MeanIoU(Metric):
     def _add_image(self, prediction: Any, reference: Any, where: str) -> None:
         predicted = semantic_map(prediction, f"{where}, prediction")
         actual = semantic_map(reference, f"{where}, reference")
-        if predicted.shape != actual.shape:
-            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
+        check_same_shape(predicted, actual, where)
         labels, given, lengths = map_pairs(actual, predicted)  # (R,), (R,), (R,) or None
         counted = labels != self.ignore_index  # (R,)
         if not counted.all():

@@ -1,7 +1,7 @@
 """Metrics as a table for people: one row per class, the overall figures below."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DECIMALS = 4
@@ -11,27 +11,14 @@ COUNT_COLUMNS = {"true_positives": "TP", "false_positives": "FP", "false_negativ
 def format_table(metrics: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
     """Text table of what a metric's `compute` (or `evaluate`) returned.
 
-    Lists in `metrics` with one entry per class become columns; a list of dicts (`per_category` of PQ) one column per
-    key, with what else its name says in front. Numbers stand below as `name value` lines. "-" stands for a class that
-    was absent (nan in MeanIoU, BoundaryIoU and VolumeDice, -1 in AP, no segment in PQ).
+    The columns are those of `class_columns`, with short names for counts and "-" for a class that was absent. Numbers
+    stand below as `name value` lines.
     """
-    columns: dict[str, list[Any]] = {}
-    scalars: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if not isinstance(value, (list, tuple)):
-            scalars[name] = value
-        elif len(value) != len(id2label):
-            raise ValueError(f"{name} has {len(value)} entries but id2label {len(id2label)} classes")
-        elif value and isinstance(value[0], Mapping):
-            prefix = _title(name, default="")
-            found = _segment_columns(value)
-            columns.update({f"{prefix}_{key}" if prefix else key: column for key, column in found.items()})
-        else:
-            columns[_title(name)] = list(value)
-
+    columns = class_columns(metrics, len(id2label))
+    scalars = {name: value for name, value in metrics.items() if not isinstance(value, (list, tuple))}
     lines = []
     if columns:
-        rows = [["class", *columns]]
+        rows = [["class", *map(_short_title, columns)]]
         for label in sorted(id2label):
             rows.append([id2label[label], *(_cell(column[label]) for column in columns.values())])
         widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
@@ -43,16 +30,39 @@ def format_table(metrics: Mapping[str, Any], id2label: Mapping[int, str]) -> str
     return "\n".join(lines)
 
 
-def _segment_columns(entries: list[Mapping[str, Any]] | tuple[Mapping[str, Any], ...]) -> dict[str, list[Any]]:
+def class_columns(metrics: Mapping[str, Any], num_classes: int) -> dict[str, list[Any]]:
+    """Title -> one value per class, for every list in `metrics`.
+
+    A list of dicts (`per_category` of PQ) gives one column per key, with what else its name says in front. None stands
+    for a class that was absent (nan in MeanIoU, BoundaryIoU and VolumeDice, -1 in AP, no segment in PQ).
+
+    Raises:
+        ValueError: a list has not one entry per class.
+    """
+    columns: dict[str, list[Any]] = {}
+    for name, values in metrics.items():
+        if not isinstance(values, (list, tuple)):
+            continue
+        if len(values) != num_classes:
+            raise ValueError(f"{name} has {len(values)} entries but id2label {num_classes} classes")
+        if values and isinstance(values[0], Mapping):
+            prefix = _title(name, default="")
+            found = _segment_columns(values)
+            columns.update({f"{prefix}_{key}" if prefix else key: column for key, column in found.items()})
+        else:
+            columns[_title(name)] = [None if _is_absent(value) else value for value in values]
+    return columns
+
+
+def _segment_columns(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Columns of PQ's per-class dicts; the qualities of a class without segments are None."""
     seen = [any(entry.get(count, 0) for count in COUNT_COLUMNS) for entry in entries]
-    columns: dict[str, list[Any]] = {}
-    for key in entries[0]:
-        if key in COUNT_COLUMNS:
-            columns[COUNT_COLUMNS[key]] = [entry[key] for entry in entries]
-        else:
-            columns[key] = [entry[key] if known else None for entry, known in zip(entries, seen, strict=True)]
-    return columns
+    return {
+        key: [
+            entry[key] if known or key in COUNT_COLUMNS else None for entry, known in zip(entries, seen, strict=True)
+        ]
+        for key in entries[0]
+    }
 
 
 def _title(name: str, default: str = "map") -> str:
@@ -60,8 +70,19 @@ def _title(name: str, default: str = "map") -> str:
     return name.replace("per_category", "").strip("_") or default
 
 
+def _short_title(title: str) -> str:
+    """`boundary_true_positives` -> `boundary_TP`."""
+    for name, short in COUNT_COLUMNS.items():
+        title = title.replace(name, short)
+    return title
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and (math.isnan(value) or value == -1))
+
+
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and (math.isnan(value) or value == -1)):
+    if _is_absent(value):
         return "-"
     return f"{value:.{DECIMALS}f}" if isinstance(value, float) else str(value)
 

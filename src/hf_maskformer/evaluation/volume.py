@@ -13,11 +13,15 @@ from scipy.spatial import KDTree
 from hf_maskformer.evaluation.map_pairs import count_pairs, map_pairs
 from hf_maskformer.evaluation.metric import (
     Metric,
-    check_labels,
+    check_counted_labels,
+    check_integer,
     check_num_labels,
+    check_outside_classes,
+    check_same_shape,
+    field,
     mean_of_known,
     ratio_or_nan,
-    to_numpy,
+    read_array,
 )
 
 HAUSDORFF_PERCENTILE = 95
@@ -39,9 +43,9 @@ class VolumeDice(Metric):
 
     An entry of `update` is a (D, H, W) or (H, W) integer array or tensor of labels, or `{"segmentation": array,
     "spacing": (D, H, W) or (H, W) in millimetres}`. Spacing is read from the reference; without it distances are in
-    voxels. A prediction may carry one too, which must be the same. Reference voxels of `ignore_index` belong to no
-    class in both volumes, so that both have a surface there. Every other label outside 0..num_labels - 1 is a
-    ValueError.
+    voxels. A prediction may carry one too, which must be the same (rounding apart). Reference voxels of `ignore_index`
+    belong to no class in both volumes, so that both have a surface there. Every other label outside 0..num_labels - 1
+    is a ValueError.
 
     Surfaces are the voxels with a face on another class or on the border of the volume. HD95 is the larger of two 95th
     percentiles: of the distances from the predicted surface to the reference's, and back.
@@ -68,10 +72,11 @@ class VolumeDice(Metric):
 
     def __init__(self, num_labels: int, background: int | None = 0, ignore_index: int = 255) -> None:
         check_num_labels(num_labels)
-        if background is not None and not 0 <= background < num_labels:
-            raise ValueError(f"background must be one of the labels 0..{num_labels - 1} or None, got {background}")
-        if 0 <= ignore_index < num_labels:
-            raise ValueError(f"ignore_index must be outside the classes 0..{num_labels - 1}, got {ignore_index}")
+        if background is not None:
+            check_integer(background, "background")
+            if not 0 <= background < num_labels:
+                raise ValueError(f"background must be one of the labels 0..{num_labels - 1} or None, got {background}")
+        check_outside_classes(ignore_index, num_labels, "ignore_index")
         self.num_labels = num_labels
         self.background = background
         self.ignore_index = ignore_index
@@ -128,9 +133,8 @@ class VolumeDice(Metric):
     def _figures(self, prediction: Any, reference: Any, where: str) -> VolumeFigures:
         actual, spacing = _read(reference, f"{where}, reference")
         predicted, predicted_spacing = _read(prediction, f"{where}, prediction")
-        if predicted.shape != actual.shape:
-            raise ValueError(f"{where}: prediction has shape {predicted.shape} but reference {actual.shape}")
-        if predicted_spacing is not None and (spacing is None or not np.array_equal(predicted_spacing, spacing)):
+        check_same_shape(predicted, actual, where)
+        if predicted_spacing is not None and (spacing is None or not np.allclose(predicted_spacing, spacing, atol=0)):
             raise ValueError(f"{where}: prediction has spacing {predicted_spacing} but reference {spacing}")
         counted = actual != self.ignore_index
         outside = f"{where}, reference (ignore_index {self.ignore_index} apart)"
@@ -160,7 +164,7 @@ class VolumeDice(Metric):
 
     def _shifted(self, labels: np.ndarray, counted: np.ndarray, where: str) -> np.ndarray:
         """Labels plus 1, VOID where nothing is counted, in the smallest type that holds them."""
-        check_labels(labels if counted.all() else labels[counted], self.num_labels, where)
+        check_counted_labels(labels, counted, self.num_labels, where)
         shifted = labels.astype(np.min_scalar_type(self.num_labels)) + 1
         shifted[~counted] = VOID
         return shifted
@@ -169,19 +173,18 @@ class VolumeDice(Metric):
 def _read(entry: Any, where: str) -> tuple[np.ndarray, tuple[float, ...] | None]:
     """Labels (D, H, W) or (H, W) and the spacing, None where the entry gives none."""
     given = entry if isinstance(entry, Mapping) else {"segmentation": entry}
-    if "segmentation" not in given:
-        raise ValueError(f"{where}: segmentation is missing, the entry has only {sorted(given)}")
-    labels = to_numpy(given["segmentation"])
+    labels = read_array(field(given, "segmentation", where), f"{where}: labels")
     if labels.ndim not in (2, 3):
         raise ValueError(f"{where}: labels must have shape (D, H, W) or (H, W), got {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"{where}: labels must be integers, got {labels.dtype}")
     if given.get("spacing") is None:
         return labels, None
-    spacing = tuple(float(step) for step in given["spacing"])
-    if len(spacing) != labels.ndim or not all(np.isfinite(step) and step > 0 for step in spacing):
-        raise ValueError(f"{where}: spacing must be {labels.ndim} positive lengths, got {spacing}")
-    return labels, spacing
+    steps = read_array(given["spacing"], f"{where}: spacing")
+    numbers = steps.dtype.kind in "iuf" and steps.shape == (labels.ndim,)
+    if not numbers or not (np.isfinite(steps) & (steps > 0)).all():
+        raise ValueError(f"{where}: spacing must be {labels.ndim} positive lengths, got {given['spacing']}")
+    return labels, tuple(float(step) for step in steps)
 
 
 def _union_box(first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:

@@ -72,10 +72,15 @@ class TrainConfig:
     train_split: str = option("train", "split to train on")
     val_split: str | None = option("val", "split to evaluate on; 'none' trains without evaluation")
     dataset_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "further KEY=VALUE options to read the training split"}
+        default_factory=dict,
+        metadata={"help": "further KEY=VALUE options to read the dataset; see val_dataset_options for the val split"},
     )
     val_dataset_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "further KEY=VALUE options to read the val split"}
+        default_factory=dict,
+        metadata={
+            "help": "KEY=VALUE options to read the val split with; those not given are taken from dataset_options, "
+            "all but length, seed, image_size, streaming and shuffle_buffer"
+        },
     )
     config_overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "KEY=VALUE fields of the preset to change"}

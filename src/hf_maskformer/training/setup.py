@@ -11,6 +11,7 @@ from hf_maskformer.data.augment_presets import augmentation_preset
 from hf_maskformer.data.collate import TrainingDataset
 from hf_maskformer.data.load import SegmentationData, load
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.presets import image_processor_for, preset
 from hf_maskformer.training.checkpoint import MODEL_FOLDER
@@ -35,6 +36,24 @@ FIELDS_OF_LOAD = {
     "on_bad_sample": "on_bad_sample",
     "intensity_range": "intensity_range",
 }
+# Options of `load` that need not be the same for both splits; the others say what the truth means.
+OPTIONS_OF_ONE_SPLIT = ("length", "seed", "image_size", "streaming", "shuffle_buffer")
+SAME_OPTION = ("thing_labels", "thing_label_ids")  # two names of one thing
+
+
+def val_options(config: TrainConfig) -> dict[str, Any]:
+    """The options to read the val split: its own, and those of the training split that it does not give.
+
+    `OPTIONS_OF_ONE_SPLIT` are never taken from the training split.
+    """
+    own = config.val_dataset_options
+    given = {*own, *(SAME_OPTION if set(SAME_OPTION) & set(own) else ())}
+    taken = {
+        name: value
+        for name, value in config.dataset_options.items()
+        if name not in given and name not in OPTIONS_OF_ONE_SPLIT
+    }
+    return {**taken, **own}
 
 
 def load_splits(config: TrainConfig) -> tuple[SegmentationData, SegmentationData | None]:
@@ -49,18 +68,29 @@ def load_splits(config: TrainConfig) -> tuple[SegmentationData, SegmentationData
     train_data = load(config.dataset, split=config.train_split, **common, **config.dataset_options)
     if config.val_split is None:
         return train_data, None
-    val_data = load(config.dataset, split=config.val_split, **common, **config.val_dataset_options)
+    val_data = load(config.dataset, split=config.val_split, **common, **val_options(config))
     if val_data.streaming:
         raise ValueError(
             f"{config.dataset}: {config.val_split} is streamed, but images to evaluate on are taken by their number: "
             "leave streaming out of val_dataset_options"
         )
-    if val_data.label_spec.id2label != train_data.label_spec.id2label:
-        raise ValueError(
-            f"{config.dataset}: the classes of {config.val_split} are {val_data.label_spec.id2label}; "
-            f"those of {config.train_split} are {train_data.label_spec.id2label}; they must be the same"
-        )
+    check_same_classes(config, train_data.label_spec, val_data.label_spec)
     return train_data, val_data
+
+
+def check_same_classes(config: TrainConfig, train_spec: LabelSpec, val_spec: LabelSpec) -> None:
+    """ValueError if the two splits differ in their classes or in which of them are things."""
+    if val_spec.id2label != train_spec.id2label:
+        raise ValueError(
+            f"{config.dataset}: the classes of {config.val_split} are {val_spec.id2label}; "
+            f"those of {config.train_split} are {train_spec.id2label}; they must be the same"
+        )
+    things, others = ([spec.id2label[label] for label in spec.thing_label_ids] for spec in (val_spec, train_spec))
+    if set(things) != set(others):
+        raise ValueError(
+            f"{config.dataset}: the things (countable classes) of {config.val_split} are {things}; "
+            f"those of {config.train_split} are {others}; they must be the same"
+        )
 
 
 def build_model(
@@ -138,5 +168,4 @@ def open_epoch(
         augmentation,
         seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]),
         on_bad_sample=on_bad_sample,
-        copy_paste_probability=augmentation.copy_paste_probability,
     )

@@ -165,7 +165,6 @@ def open_batches(
             config.on_bad_sample,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            copy_paste_probability=augmentation.copy_paste_probability,
         )
         return streamed_batches(
             samples,
