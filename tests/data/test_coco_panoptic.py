@@ -63,7 +63,7 @@ def segment(content: dict, index: int) -> dict:
         (lambda c: segment(c, 2).update(category_id=3), r"segment 5 of a\.png has category_id 3.*allowed: 1, 2"),
         (lambda c: c["categories"][0].pop("isthing"), r"category 2 \(grass\) has no isthing"),
         (lambda c: c["annotations"].append(c["annotations"][0]), r"image 1 has more than one annotation"),
-        (lambda c: c["annotations"][0].update(image_id=3), r"an annotation has image_id 3"),
+        (lambda c: c["annotations"][0].update(image_id=3), r"annotation \d of the list \(.*\) has image_id 3, which"),
         (lambda c: c.update(annotations=[]), r"1 image\(s\) have no annotation, such as a\.png"),
     ],
 )

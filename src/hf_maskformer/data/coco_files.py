@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,21 @@ def image_id_of(record: Mapping[str, Any], key: str) -> int | str | None:
     if isinstance(value, str):
         return None if UNUSABLE.search(value) else value
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def annotated_image(
+    path: Path, annotation: Any, position: int, image_ids: Container[int | str]
+) -> tuple[int | str, Mapping[str, Any]]:
+    """(image id, annotation) of an entry of annotations; DatasetError if it is no object or of an unknown image."""
+    if not isinstance(annotation, Mapping):
+        raise DatasetError("broken_record", path, f"{path}: annotation {position} of the list is no object")
+    image_id = image_id_of(annotation, "image_id")
+    if image_id is None or image_id not in image_ids:
+        name = f"annotation {annotation['id']}" if "id" in annotation else f"annotation {position} of the list"
+        file = f" ({annotation['file_name']})" if "file_name" in annotation else ""
+        message = f"{path}: {name}{file} {state_of(annotation, 'image_id')}, which is not in images"
+        raise DatasetError("broken_record", path, message)
+    return image_id, annotation
 
 
 def file_name_of(path: Path, record: Mapping[str, Any], where: str) -> str:

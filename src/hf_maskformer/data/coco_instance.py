@@ -11,16 +11,15 @@ import numpy as np
 
 from hf_maskformer.data.coco_files import (
     ImageRecord,
+    annotated_image,
     categories_to_spec,
     find_image,
-    image_id_of,
     image_records,
     label_of,
     listed_files,
     read_coco_json,
     record_flag,
     record_integer,
-    state_of,
     warn_repeated_ids,
     warn_unlisted,
 )
@@ -89,15 +88,8 @@ def _annotations_by_image(
     by_image: defaultdict[int | str, list[Mapping[str, Any]]] = defaultdict(list)
     for position, annotation in enumerate(annotations):
         with problems.catch(path):
-            if not isinstance(annotation, Mapping):
-                message = f"{path}: annotation {position} of the list is no object"
-                raise DatasetError("broken_record", path, message)
-            image_id = image_id_of(annotation, "image_id")
-            if image_id is None or image_id not in image_ids:
-                state = state_of(annotation, "image_id")
-                message = f"{path}: annotation {annotation.get('id')} {state}, which is not in images"
-                raise DatasetError("broken_record", path, message)
-            by_image[image_id].append(annotation)
+            image_id, record = annotated_image(path, annotation, position, image_ids)
+            by_image[image_id].append(record)
     return by_image
 
 

@@ -12,17 +12,16 @@ from PIL import Image as PILImage
 
 from hf_maskformer.data.coco_files import (
     ImageRecord,
+    annotated_image,
     categories_to_spec,
     file_name_of,
     find_image,
-    image_id_of,
     image_records,
     label_of,
     listed_files,
     read_coco_json,
     record_flag,
     record_integer,
-    state_of,
     warn_unlisted,
 )
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
@@ -82,22 +81,16 @@ def _annotated(
 ) -> list[tuple[ImageRecord, Mapping[str, Any]]]:
     """Each image record with its one annotation, in the order of the annotations."""
     seen: set[int | str] = set()
+    image_ids = {*records, *broken}
     pairs = []
     for position, annotation in enumerate(annotations):
         with problems.catch(path):
-            if not isinstance(annotation, Mapping):
-                message = f"{path}: annotation {position} of the list is no object"
-                raise DatasetError("broken_record", path, message)
-            image_id = image_id_of(annotation, "image_id")
-            if image_id is None or not (image_id in records or image_id in broken):
-                state = state_of(annotation, "image_id")
-                message = f"{path}: an annotation {state}, which is not in images ({annotation.get('file_name')})"
-                raise DatasetError("broken_record", path, message)
+            image_id, record = annotated_image(path, annotation, position, image_ids)
             if image_id in seen:
                 raise DatasetError("duplicate", path, f"{path}: image {image_id} has more than one annotation")
             seen.add(image_id)
             if image_id in records:
-                pairs.append((records[image_id], _checked(path, annotation, records[image_id])))
+                pairs.append((records[image_id], _checked(path, record, records[image_id])))
     missing = [record.file_name for image_id, record in records.items() if image_id not in seen]
     for name in missing:
         with problems.catch(path):

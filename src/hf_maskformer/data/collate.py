@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hf_maskformer.data.copy_paste import choose_objects, paste_objects, paste_probability
+from hf_maskformer.data.copy_paste import paste_probability, sometimes_paste
 from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
-
-COPY_PASTE_STREAM = 1  # beside the item's own random numbers
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +60,13 @@ class TrainingDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         state = [self.seed, int(self._epoch), index]
         sample = self._augmented(index, np.random.default_rng(state))
-        if self.copy_paste_probability > 0:
-            rng = np.random.default_rng([*state, COPY_PASTE_STREAM])
-            if rng.random() < self.copy_paste_probability:
-                source = self._augmented(int(rng.integers(len(self))), rng)
-                chosen = choose_objects(source, self.data.label_spec.thing_label_ids, rng)
-                sample = paste_objects(sample, source, chosen)
-        return sample
+        return sometimes_paste(
+            sample,
+            lambda rng: self._augmented(int(rng.integers(len(self))), rng),
+            self.data.label_spec.thing_label_ids,
+            self.copy_paste_probability,
+            state,
+        )
 
     def _augmented(self, index: int, rng: np.random.Generator) -> Sample:
         sample = self._readable(index)

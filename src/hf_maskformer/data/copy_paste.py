@@ -7,7 +7,7 @@ which it found to change nothing. Departure: the first image keeps its size, and
 the paper pastes on the padding as well, which here the processor adds later.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segment_masks import SegmentMasks, id_type
 
+COPY_PASTE_STREAM = 1  # beside a sample's own random numbers
 OBJECT_PROBABILITY = 0.5  # every subset of the objects is equally likely; the paper says "a random subset"
 
 
@@ -33,6 +34,32 @@ def paste_probability(given: float | None, augmentation: Any, task: str) -> floa
             "the task instance or panoptic"
         )
     return probability
+
+
+def sometimes_paste(
+    sample: Sample,
+    draw_source: Callable[[np.random.Generator], Sample],
+    thing_label_ids: Collection[int],
+    probability: float,
+    state: list[int],
+) -> Sample:
+    """`sample`, or with `probability` the sample with a random subset of another one's things pasted on it.
+
+    Args:
+        sample: augmented.
+        draw_source: the other sample, augmented with the generator that it is given.
+        thing_label_ids: the classes whose masks are objects.
+        probability: 0..1.
+        state: the random state of the sample. Pasting has a stream of its own behind it, so that samples stay what
+            they are without it.
+    """
+    if probability == 0:
+        return sample
+    rng = np.random.default_rng([*state, COPY_PASTE_STREAM])
+    if rng.random() >= probability:
+        return sample
+    source = draw_source(rng)
+    return paste_objects(sample, source, choose_objects(source, thing_label_ids, rng))
 
 
 def choose_objects(sample: Sample, thing_label_ids: Collection[int], rng: np.random.Generator) -> np.ndarray:

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hf_maskformer.data.collate import COPY_PASTE_STREAM
-from hf_maskformer.data.copy_paste import choose_objects, paste_objects, paste_probability
+from hf_maskformer.data.copy_paste import paste_probability, sometimes_paste
 from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import Sample
 from hf_maskformer.data.segmentation_data import SegmentationData
@@ -101,13 +101,11 @@ class TrainingStream(IterableDataset[Sample]):
 
     def _augmented(self, sample: Sample, before: Sample | None, state: list[int]) -> Sample:
         result = self._augment(sample, np.random.default_rng(state))
-        if before is not None and self.copy_paste_probability > 0:
-            rng = np.random.default_rng([*state, COPY_PASTE_STREAM])
-            if rng.random() < self.copy_paste_probability:
-                source = self._augment(before, rng)
-                chosen = choose_objects(source, self.data.label_spec.thing_label_ids, rng)
-                result = paste_objects(result, source, chosen)
-        return result
+        if before is None:
+            return result
+        things = self.data.label_spec.thing_label_ids
+        draw = partial(self._augment, before)
+        return sometimes_paste(result, draw, things, self.copy_paste_probability, state)
 
     def _augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
         return sample if self.augmentation is None else self.augmentation(sample, rng)
