@@ -156,6 +156,8 @@ def check_same_shape(predicted: np.ndarray, actual: np.ndarray, where: str) -> N
 
 def whole_numbers(values: Sequence[Any], name: str) -> np.ndarray:
     """(N,) int64 of numbers; ValueError for the first that is not whole or that int64 does not hold."""
+    if set(map(type, values)) == {int} and min(values) >= -(2**63) and max(values) < 2**63:
+        return np.array(values, dtype=np.int64)  # nearly always, and five times as fast as one by one
     return np.array([_whole_number(value, name) for value in values], dtype=np.int64)
 
 
