@@ -32,6 +32,14 @@ def test_evaluations_are_spread_evenly_and_the_last_one_is_left_for_the_end():
     assert due == [3, 6, 9]
 
 
+def test_evaluations_without_a_better_value_end_the_run():
+    plan = budget(max_steps=10, evaluations=5, early_stopping_patience=2)
+    spent = [plan.spent(TrainState(step=5, evaluations_since_best=number)) for number in range(4)]
+    assert spent == [False, False, True, True]
+    assert plan.spent(TrainState(step=10))
+    assert not budget(max_steps=10).spent(TrainState(step=5, evaluations_since_best=9))
+
+
 @pytest.mark.parametrize("seconds", [100.0, 119.0])
 def test_evaluations_that_a_long_step_passed_are_not_made_up_twice(seconds):
     plan = budget(max_minutes=2, evaluations=4)

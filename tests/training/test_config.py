@@ -40,9 +40,13 @@ def test_a_flag_can_set_a_recipes_value_back_to_the_default(tmp_path):
 def test_flag_types():
     given = parse(
         *("--crop-size", "96", "128", "--scale-range", "0.5", "1.5", "--val-split", "none", "--no-color-jitter"),
+        *("--schedule-steps", "0.5", "0.7", "0.9", "--ema-decay", "0.99", "--early-stopping-patience", "2"),
         *("--config-overrides", "num_queries=20", "image_size=[96, 128]", "--max-grad-norm", "none", "--resume"),
     )
     assert given == {
+        "schedule_steps": (0.5, 0.7, 0.9),
+        "ema_decay": 0.99,
+        "early_stopping_patience": 2,
         "crop_size": (96, 128),
         "scale_range": (0.5, 1.5),
         "val_split": None,
@@ -70,7 +74,15 @@ def test_unknown_recipe_key_names_the_nearest(tmp_path):
         ("batch_size: many", r"batch_size is 'many'; allowed: int"),
         ("batch_size: 2.5", r"batch_size is 2.5; allowed: int"),
         ("batch_size: true", r"batch_size is True; allowed: int"),
-        ("schedule: linear", r"schedule is 'linear'; allowed: poly, cosine, constant"),
+        ("schedule: linear", r"schedule is 'linear'; allowed: poly, cosine, step, constant"),
+        ("schedule_steps: 0.5", r"schedule_steps is 0.5; allowed: several values of type float"),
+        ("max_steps: 1\nschedule_steps: [0.9, 0.5]", r"schedule_steps is \(0.9, 0.5\); they must be rising"),
+        ("max_steps: 1\nschedule_steps: [0.5, 1]", r"schedule_steps is \(0.5, 1.0\); .* between 0 and 1"),
+        ("max_steps: 1\nschedule_steps: []", r"schedule_steps is \(\); they must be rising"),
+        ("max_steps: 1\nema_decay: 1", r"ema_decay is 1.0; it must be between 0 and 1, or none"),
+        ("max_steps: 1\nearly_stopping_patience: 0", r"patience is 0; with evaluations=4 it must be at least 1"),
+        ("max_steps: 1\nearly_stopping_patience: 3", r"patience is 3; .* at most 2 \(evaluations - 2\)"),
+        ("max_steps: 1\nearly_stopping_patience: 1\nval_split: none", r"without val_split nothing is evaluated"),
         ("crop_size: 96", r"crop_size is 96; allowed: 2 values of type int or none"),
         ("color_jitter: 1", r"color_jitter is 1; allowed: bool"),
         ("batch_size: 0\nmax_steps: 1", r"batch_size is 0; it must be at least 1"),

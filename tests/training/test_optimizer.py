@@ -78,10 +78,14 @@ def test_learning_rate_is_scaled_from_the_full_rate_each_time():
         ("poly", 1.2, 0.0),  # a step that overran a budget in minutes
         ("cosine", 0.25, 0.5 * (1 + math.sqrt(0.5))),
         ("constant", 0.9, 1.0),
+        ("step", 0.59, 1.0),
+        ("step", 0.6, 0.1),
+        ("step", 0.8, 0.01),
+        ("step", 1.0, 0.01),
     ],
 )
 def test_schedules(schedule, progress, expected):
-    factor = learning_rate_factor(schedule, step=0, progress=progress, warmup_steps=0)
+    factor = learning_rate_factor(schedule, step=0, progress=progress, warmup_steps=0, schedule_steps=(0.6, 0.8))
     assert factor == pytest.approx(expected, abs=1e-12)
 
 
@@ -91,5 +95,5 @@ def test_warm_up_is_linear_and_ends():
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule is 'step'; allowed: poly, cosine, constant"):
-        learning_rate_factor("step", step=0, progress=0.0, warmup_steps=0)
+    with pytest.raises(ValueError, match="schedule is 'linear'; allowed: poly, cosine, step, constant"):
+        learning_rate_factor("linear", step=0, progress=0.0, warmup_steps=0)

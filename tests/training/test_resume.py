@@ -63,6 +63,10 @@ def test_a_run_killed_in_a_step_ends_with_the_uninterrupted_runs_weights(tiny_ru
         ("intensity_range", (0.0, 4000.0)),
         ("config_overrides", {"num_queries": 5}),
         ("eval_limit", 3),
+        ("ema_decay", 0.9),
+        ("layer_decay", 0.9),
+        ("schedule_steps", (0.5,)),
+        ("gradient_checkpointing", True),
     ],
 )
 def test_an_option_that_makes_another_run_is_refused(name, value):
@@ -77,7 +81,11 @@ def test_the_scale_of_fp16_gradients_is_resumed(tmp_path):
     def accelerator():
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         return SimpleNamespace(
-            scaler=scaler, is_main_process=True, unwrap_model=lambda model: model, wait_for_everyone=lambda: None
+            scaler=scaler,
+            is_main_process=True,
+            unwrap_model=lambda model: model,
+            wait_for_everyone=lambda: None,
+            log_with=[],
         )
 
     class Saved(torch.nn.Linear):

@@ -161,3 +161,46 @@ def test_a_bad_validation_image_ends_the_run_or_is_skipped(
     assert metrics["skipped"] == 1
     assert "mean_iou" in metrics
     assert (tmp_path / "skip" / "samples" / "step-00000001.png").is_file()
+
+
+def evaluations_with(monkeypatch, values):
+    """Let the evaluations find `values`, the last of them again and again."""
+    left = list(values)
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: {"pq": left.pop(0) if len(left) > 1 else left[0]})
+
+
+def test_a_run_without_progress_is_ended(tiny_run, tmp_path, monkeypatch, caplog):
+    evaluations_with(monkeypatch, [0.1, 0.3, 0.3, float("nan"), 0.2])
+    config = tiny_run(max_steps=8, evaluations=8, num_samples=0, early_stopping_patience=2)
+    with caplog.at_level(logging.INFO, logger="hf_maskformer"):
+        metrics = train(config)
+    assert (metrics["steps"], metrics["best_step"], metrics["best_value"]) == (4, 2, 0.3)
+    # After evaluations at steps 1 to 4, two of them no better, comes only the last one.
+    assert [step for step, _ in evaluations(tmp_path / "run")] == [1, 2, 3, 4, 4]
+    assert "step 4: the last 2 evaluations were not better than the best" in caplog.text
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_better_evaluation_starts_the_count_again_also_after_resuming(tiny_run, tmp_path, monkeypatch):
+    config = tiny_run(max_steps=8, evaluations=8, num_samples=0, early_stopping_patience=2)
+    evaluations_with(monkeypatch, [0.1, 0.1, 0.2, 0.2, 0.1])
+    whole = train(config)
+    assert (whole["steps"], whole["best_step"]) == (5, 3)
+    cut = tiny_run("cut", **{name: getattr(config, name) for name in ("max_steps", "evaluations", "num_samples")})
+    cut.early_stopping_patience = 2
+    evaluations_with(monkeypatch, [0.1, 0.1, 0.2, 0.2])
+    save = run_module.Keeper.save_checkpoint
+
+    def killed(keeper, state):
+        save(keeper, state)
+        if state.evaluations == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module.Keeper, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    assert progress(tmp_path / "cut")["evaluations_since_best"] == 1
+    monkeypatch.setattr(run_module.Keeper, "save_checkpoint", save)
+    evaluations_with(monkeypatch, [0.1])
+    cut.resume = True
+    assert (train(cut)["steps"], progress(tmp_path / "cut")["best_step"]) == (5, 3)

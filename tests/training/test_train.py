@@ -193,3 +193,18 @@ def test_classes_that_differ_between_the_splits_are_refused(tiny_run, monkeypatc
     monkeypatch.setattr(setup, "load", load)
     with pytest.raises(ValueError, match="they must be the same"):
         train(tiny_run())
+
+
+def test_gradient_checkpointing_computes_twice_and_gives_the_same_weights(tiny_run):
+    plain, checkpointed = tiny_run("plain"), tiny_run("checkpointed", gradient_checkpointing=True)
+    for config in (plain, checkpointed):
+        train(config)
+    expected, found = weights(plain), weights(checkpointed)
+    counts = {
+        name for name in expected if name.endswith("stages.0.layers.0.layer.0.normalization.num_batches_tracked")
+    }
+    assert counts
+    assert {(int(expected[name]), int(found[name])) for name in counts} == {(4, 8)}
+    for name in expected:
+        if "running_" not in name and name.split(".")[-1] != "num_batches_tracked":
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=f"{name} differs")

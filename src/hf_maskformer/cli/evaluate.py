@@ -18,7 +18,7 @@ from hf_maskformer.cli.arguments import (
     dataset_options,
     reader_options,
 )
-from hf_maskformer.training.config import key_values
+from hf_maskformer.training.option_values import key_values
 
 if TYPE_CHECKING:
     from accelerate import PartialState

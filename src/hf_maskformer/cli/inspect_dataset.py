@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_maskformer.cli.arguments import add_input_arguments, check_output_file, check_output_folder, reader_options
-from hf_maskformer.training.config import key_values
+from hf_maskformer.training.option_values import key_values
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,15 +8,17 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from hf_maskformer.cli import evaluate, inspect_dataset, predict, presets, quickstart, train
+from hf_maskformer.cli import evaluate, inspect_dataset, predict, presets, push, quickstart, replay, train
 
 VERBS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "push": push,
     "inspect-dataset": inspect_dataset,
     "presets": presets,
     "quickstart": quickstart,
+    "replay": replay,
 }
 USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 

@@ -18,9 +18,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     config = train_config(arguments.recipe, parsed_flags(arguments))
-    from hf_maskformer.training.trackers import scalars
+    from accelerate import PartialState
+
+    from hf_maskformer.training.summary import summary_table
     from hf_maskformer.training.train import train
 
-    for name, value in scalars(train(config)).items():
-        print(f"{name}: {value if not isinstance(value, float) else round(value, 4)}")
-    print(f"saved: {config.output_dir}/best and {config.output_dir}/final")
+    summary = train(config)
+    if PartialState().is_main_process:
+        print(summary_table(summary, config.output_dir))

@@ -169,6 +169,12 @@ class HfMaskFormerConfig(PreTrainedConfig):
             return sorted(int(label_id) for label_id in self.thing_label_ids)
         return [] if self.task == "semantic" else sorted(self.id2label)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', without the `use_cache` that Trainer sets on every config and that is no field here."""
+        values = super().to_dict()
+        values.pop("use_cache", None)
+        return values
+
     @classmethod
     def field_names(cls) -> set[str]:
         """Names of all fields that a keyword may set."""

@@ -8,13 +8,18 @@ from hf_maskformer.training.config import TrainConfig
 
 @dataclass
 class TrainState:
-    """Where a run stands; stored in each checkpoint. `seconds` counts training steps only."""
+    """Where a run stands; stored in each checkpoint.
+
+    `seconds` counts training steps only; `data_seconds` is the part of it in which they waited for their batches.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     evaluations: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    evaluations_since_best: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,6 +47,7 @@ class Budget:
         self.epochs = config.epochs
         self.max_minutes = config.max_minutes
         self.evaluations = config.evaluations
+        self.patience = config.early_stopping_patience
         self.epochs_per_step = 0.0 if num_images is None else images_per_step / num_images
 
     def progress(self, state: TrainState) -> float:
@@ -53,6 +59,14 @@ class Budget:
         if self.max_minutes is not None:
             spent.append(state.seconds / 60.0 / self.max_minutes)
         return max(spent)
+
+    def spent(self, state: TrainState) -> bool:
+        """Whether the run is at its end."""
+        return self.progress(state) >= 1.0 or self.stopped_early(state)
+
+    def stopped_early(self, state: TrainState) -> bool:
+        """Whether the last `early_stopping_patience` evaluations were all no better than one before them."""
+        return self.patience is not None and state.evaluations_since_best >= self.patience
 
     def evaluation_due(self, state: TrainState) -> bool:
         """Whether one of the evaluations before the last is due; the last one follows the loop."""

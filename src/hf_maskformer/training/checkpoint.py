@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: written beside their place, renamed into it, never pickled.
 
 A checkpoint is a directory `step-00000100/` with `model/` (model and processor, loadable by from_pretrained),
-`optimizer.safetensors` (the tensors of the optimizer's state) and `state.json` (everything else).
+`optimizer.safetensors` (the tensors of the optimizer's state), `ema.safetensors` (the averaged weights, where they are
+kept) and `state.json` (everything else).
 """
 
 import json
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 MODEL_FOLDER = "model"
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "ema.safetensors"
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 UNFINISHED_SUFFIX = ".unfinished"
 
@@ -66,9 +68,19 @@ def save_model(path: Path, model: Any, processor: Any) -> None:
 
 
 def save_checkpoint(
-    folder: Path, *, model: Any, processor: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    *,
+    model: Any,
+    processor: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    average: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write `folder/step-N` (N = `state["step"]`), then delete all but the newest `keep` (at least 1)."""
+    """Write `folder/step-N` (N = `state["step"]`), then delete all but the newest `keep` (at least 1).
+
+    `average` holds the averaged weights by parameter name, where the run keeps them; `model` has its own.
+    """
     path = folder / f"step-{state['step']:08d}"
 
     def write(directory: Path) -> None:
@@ -76,6 +88,8 @@ def save_checkpoint(
         processor.save_pretrained(directory / MODEL_FOLDER)
         tensors, plain = split_state(optimizer.state_dict())
         save_file(tensors, directory / OPTIMIZER_FILE)
+        if average is not None:
+            save_file({name: value.contiguous() for name, value in average.items()}, directory / AVERAGE_FILE)
         (directory / STATE_FILE).write_text(json.dumps({**state, "optimizer": plain}, indent=2))
 
     write_directory(path, write)
@@ -130,6 +144,18 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+
+
+def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights by parameter name.
+
+    Raises:
+        ValueError: the run that wrote the checkpoint kept none.
+    """
+    path = checkpoint / AVERAGE_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: the run was begun without ema_decay, resume it without")
+    return load_file(path)
 
 
 def split_state(state_dict: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -6,14 +6,15 @@ Precedence: the defaults here < a recipe (YAML, only what differs) < flags.
 import dataclasses
 import difflib
 import json
-import types
 import typing
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
+
+from hf_maskformer.training.option_values import convert, describe, key_values, without_none
 
 CONFIG_FILE = "train_config.json"
 # A resumed run must be the same run; budgets, reporting and loading details may change.
@@ -30,11 +31,15 @@ FIELDS_FIXED_BY_RESUME = (
     "gradient_accumulation_steps",
     "learning_rate",
     "backbone_learning_rate_multiplier",
+    "layer_decay",
     "weight_decay",
     "schedule",
+    "schedule_steps",
     "warmup_steps",
     "max_grad_norm",
     "mixed_precision",
+    "ema_decay",
+    "gradient_checkpointing",
     "augmentation",
     "crop_size",
     "scale_range",
@@ -94,14 +99,35 @@ class TrainConfig:
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     learning_rate: float = option(1e-4, "of AdamW, for everything but the backbone")
     backbone_learning_rate_multiplier: float = option(0.1, "backbone learning rate / learning_rate")
+    layer_decay: float | None = option(
+        None, "learning rate of each block of the backbone / that of the block after it, such as 0.9"
+    )
     weight_decay: float = option(1e-4, "not applied to norms, biases, embeddings and position tables")
-    schedule: Literal["poly", "cosine", "constant"] = option("poly", "learning rate over the budget; poly: power 0.9")
+    schedule: Literal["poly", "cosine", "step", "constant"] = option(
+        "poly", "learning rate over the budget; poly: power 0.9; step: see schedule_steps"
+    )
+    schedule_steps: tuple[float, ...] = option(
+        (0.9, 0.95), "parts of the budget at which the schedule 'step' divides the learning rate by 10"
+    )
     warmup_steps: int = option(0, "steps of linear warm-up")
     max_grad_norm: float | None = option(
         0.01, "clip the gradient of the whole model to this norm; 'none': no clipping"
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast type of the forward pass")
+    gradient_checkpointing: bool = option(
+        False,
+        "compute activations again in the backward pass: less memory, more time; batch norms that are not frozen "
+        "then count each image twice in their statistics",
+    )
+    ema_decay: float | None = option(
+        None, "average the weights over the steps with this decay, such as 0.999; best/ and final/ hold the average"
+    )
     seed: int = option(0, "of weights, data order, augmentation and dropout")
+    on_nonfinite: Literal["raise", "skip"] = option(
+        "raise",
+        "a step whose loss or gradient is not finite ends the run, or is left out (10 in a row end it); "
+        "either way it is written to failures/ for `hf-maskformer replay`",
+    )
 
     augmentation: str | None = option(
         None, "published augmentation by name, such as mask2former-coco; the options below override its parts"
@@ -132,9 +158,13 @@ class TrainConfig:
     )
 
     log_every: int = option(10, "steps per line of log.jsonl")
+    tracker: str | None = option(None, "tensorboard (in output_dir), wandb, ... beside log.jsonl; needs its package")
     evaluations: int = option(4, "evaluations on val_split, evenly spread over the budget, the last one at its end")
     eval_limit: int | None = option(None, "images used by every evaluation but the last; best/ is chosen on them")
     eval_batch_size: int = option(4, "images per forward pass in evaluation")
+    early_stopping_patience: int | None = option(
+        None, "evaluations without a better main metric that end the run; 'none': the budget ends it"
+    )
     num_samples: int = option(4, "evaluation images drawn with truth and prediction in samples/")
     checkpoint_every: int = option(200, "steps between checkpoints")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
@@ -163,6 +193,30 @@ class TrainConfig:
             pair = getattr(self, name)
             if pair is not None and not pair[0] <= pair[1]:
                 raise ValueError(f"{name} is {pair!r}; LOW must not exceed HIGH")
+        self.check_rates()
+        self.check_early_stopping()
+
+    def check_rates(self) -> None:
+        steps = self.schedule_steps
+        if not steps or list(steps) != sorted(set(steps)) or not 0.0 < steps[0] <= steps[-1] < 1.0:
+            raise ValueError(f"schedule_steps is {steps!r}; they must be rising numbers between 0 and 1")
+        for name in ("ema_decay", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < 1.0:
+                raise ValueError(f"{name} is {value!r}; it must be between 0 and 1, or none")
+
+    def check_early_stopping(self) -> None:
+        patience = self.early_stopping_patience
+        if patience is None:
+            return
+        if self.val_split is None:
+            raise ValueError(f"early_stopping_patience is {patience}, but without val_split nothing is evaluated")
+        # The first evaluation is always the best so far, and after the last one there is nothing left to stop.
+        if not 1 <= patience <= self.evaluations - 2:
+            raise ValueError(
+                f"early_stopping_patience is {patience}; with evaluations={self.evaluations} it must be at least 1 "
+                f"and at most {self.evaluations - 2} (evaluations - 2) to have an effect"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -222,79 +276,6 @@ def field_types() -> dict[str, Any]:
     return typing.get_type_hints(TrainConfig)
 
 
-def without_none(hint: Any) -> tuple[Any, bool]:
-    """The type inside `X | None`, and whether None is allowed."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        return inner[0], True
-    return hint, False
-
-
-def convert(value: Any, hint: Any) -> Any:
-    """`value` (from YAML, JSON or a flag's text) as the annotated type; TypeError or ValueError where it is not one.
-
-    YAML reads `1e-4` as a string, hence the conversion of text to numbers.
-    """
-    inner, optional = without_none(hint)
-    if optional and (value is None or value == "none"):
-        return None
-    origin = typing.get_origin(inner)
-    if origin is Literal:
-        if value is False and "no" in typing.get_args(inner):
-            return "no"  # YAML 1.1 reads a bare `no` as False
-        if value not in typing.get_args(inner):
-            raise ValueError(value)
-        return value
-    if origin is tuple:
-        parts = typing.get_args(inner)
-        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
-            raise ValueError(value)
-        return tuple(convert(item, part) for item, part in zip(value, parts, strict=True))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise TypeError(value)
-        return dict(value)
-    return convert_scalar(value, inner)
-
-
-def convert_scalar(value: Any, kind: type) -> Any:
-    if kind is bool or isinstance(value, bool):
-        if kind is bool and isinstance(value, bool):
-            return value
-        raise TypeError(value)
-    if kind is int and int(value) != float(value):
-        raise ValueError(value)
-    if kind is str and not isinstance(value, str):
-        raise TypeError(value)
-    return kind(value)
-
-
-def describe(hint: Any) -> str:
-    """A type in words, for help texts and errors."""
-    inner, optional = without_none(hint)
-    origin = typing.get_origin(inner)
-    if origin is Literal:
-        text = ", ".join(map(str, typing.get_args(inner)))
-    elif origin is tuple:
-        text = f"{len(typing.get_args(inner))} values of type {typing.get_args(inner)[0].__name__}"
-    elif origin is dict:
-        text = "KEY=VALUE pairs"
-    else:
-        text = inner.__name__
-    return f"{text} or none" if optional else text
-
-
-def key_values(pairs: list[str]) -> dict[str, Any]:
-    """`["a=1", "b=[2,3]"]` as a dict; values are read as YAML."""
-    result = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{pair!r} is not of the form KEY=VALUE")
-        result[key] = yaml.safe_load(value)
-    return result
-
-
 def add_flags(parser: ArgumentParser) -> None:
     """One flag per field; a flag that is not given leaves no attribute, so that a recipe's value stands."""
     hints = field_types()
@@ -310,7 +291,8 @@ def add_flags(parser: ArgumentParser) -> None:
         elif origin is dict:
             keywords.update(nargs="+", metavar="KEY=VALUE")
         elif origin is tuple:
-            keywords.update(nargs=len(typing.get_args(inner)), metavar="VALUE")
+            parts = typing.get_args(inner)
+            keywords.update(nargs="+" if Ellipsis in parts else len(parts), metavar="VALUE")
         elif origin is Literal:
             keywords["metavar"] = "|".join(typing.get_args(inner))
         else:

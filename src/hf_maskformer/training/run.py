@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.evaluation.json_format import json_ready
@@ -21,8 +23,12 @@ from hf_maskformer.training.checkpoint import (
     write_text,
 )
 from hf_maskformer.training.config import CONFIG_FILE, TrainConfig, check_same_run
+from hf_maskformer.training.curves import draw_curves
+from hf_maskformer.training.ema import WeightAverage
+from hf_maskformer.training.hardware import hardware
 from hf_maskformer.training.samples import sample_sheet, spread_indices
-from hf_maskformer.training.trackers import JsonlLog, scalars
+from hf_maskformer.training.summary import run_facts
+from hf_maskformer.training.trackers import JsonlLog, finish_tracker, log_to_tracker, scalars, start_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +49,25 @@ class Keeper:
         val_data: Any,
         *,
         resume_step: int,
+        average: WeightAverage | None = None,
     ) -> None:
         self.run, self.config, self.accelerator = run, config, accelerator
         self.model = accelerator.unwrap_model(model)
         self.processor, self.optimizer, self.val_data = processor, optimizer, val_data
+        self.average = average  # evaluated and published instead of the model's own weights
         self.file = JsonlLog(run / "log.jsonl", resume_step=resume_step) if accelerator.is_main_process else None
+        start_tracker(accelerator, config.to_dict(), run, resume_step=resume_step)
         self.saved_step = resume_step  # of the newest checkpoint; 0: there is none
 
     def log(self, state: TrainState, **values: Any) -> None:
         if self.file is not None:
             self.file.write(step=state.step, minutes=round(state.seconds / 60.0, 4), **values)
+            log_to_tracker(self.accelerator, values, step=state.step)
+
+    def images_per_step(self) -> int:
+        """Over all processes."""
+        config = self.config
+        return config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
     def save_checkpoint(self, state: TrainState) -> None:
         """Write a checkpoint; where this step has one, only `state` can have changed and is stored in it."""
@@ -71,14 +86,20 @@ class Keeper:
                     "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 },
                 keep=self.config.keep_checkpoints,
+                average=None if self.average is None else self.average.state_dict(),
             )
         self.saved_step = state.step
         self.accelerator.wait_for_everyone()
 
+    def published_weights(self) -> AbstractContextManager[None]:
+        """In this block the model holds the weights that are evaluated and saved as best and final."""
+        return nullcontext() if self.average is None else self.average.applied(self.model)
+
     def evaluate(self, state: TrainState) -> None:
         """One of the evaluations before the last. `state` has a checkpoint before it, and its result after it."""
         self.save_checkpoint(state)
-        self.choose_best(state)
+        with self.published_weights():
+            self.choose_best(state)
         state.evaluations += 1
         self.save_checkpoint(state)
 
@@ -91,8 +112,15 @@ class Keeper:
             # A metric without any class to average over is nan; such a model is never better than another.
             value = value if math.isfinite(value) else -1.0
             if state.best_value is None or value > state.best_value:
-                state.best_value, state.best_step = value, state.step
+                state.best_value, state.best_step, state.evaluations_since_best = value, state.step, 0
                 save_model(self.run / "best", self.model, self.processor)
+            else:
+                state.evaluations_since_best += 1
+                number = state.evaluations_since_best
+                if self.config.early_stopping_patience is not None and number >= self.config.early_stopping_patience:
+                    logger.info("step %d: the last %d evaluations were not better than the best", state.step, number)
+        # Every process must know it, because all of them must end the run at the same step.
+        state.evaluations_since_best = int(shared_float(state.evaluations_since_best, self.accelerator))
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -136,25 +164,37 @@ class Keeper:
         """
         self.save_checkpoint(state)
         if self.accelerator.is_main_process:
-            save_model(self.run / "final", self.model, self.processor)
-            if self.val_data is None:
-                save_model(self.run / "best", self.model, self.processor)
-        metrics = self.choose_best(state)
-        if metrics and self.config.eval_limit is not None and self.config.eval_limit < len(self.val_data):
-            metrics = self.measure(state, limit=None)
+            with self.published_weights():
+                save_model(self.run / "final", self.model, self.processor)
+                if self.val_data is None:
+                    save_model(self.run / "best", self.model, self.processor)
+        with self.published_weights():
+            metrics = self.choose_best(state)
+            if metrics and self.config.eval_limit is not None and self.config.eval_limit < len(self.val_data):
+                metrics = self.measure(state, limit=None)
         state.evaluations += 1
         summary = {
             **metrics,
-            "steps": state.step,
-            "training_minutes": state.seconds / 60.0,
+            "main_metric": MAIN_METRIC[self.val_data.task] if self.val_data is not None else None,
+            **run_facts(state, images_per_step=self.images_per_step(), device=self.accelerator.device),
             "best_step": state.best_step,
             "best_value": state.best_value,
             "seed": self.config.seed,
+            "hardware": hardware(self.accelerator),
         }
         if self.accelerator.is_main_process:
             write_text(self.run / "metrics.json", json.dumps(json_ready(summary), indent=2))
+            draw_curves(self.run)
+            finish_tracker(self.accelerator)
         self.save_checkpoint(state)
         return summary
+
+
+def shared_float(value: float, accelerator: Accelerator) -> float:
+    """The main process's value on every process."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
 
 
 def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path | None:

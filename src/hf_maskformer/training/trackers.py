@@ -1,12 +1,20 @@
-"""Where the numbers of a run go: one JSON object per line in log.jsonl, and a progress bar."""
+"""Where the numbers of a run go: one JSON object per line in log.jsonl, a progress bar, and a tracker if asked for."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import accelerate
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, ProjectConfiguration
 from tqdm.auto import tqdm
 
 from hf_maskformer.evaluation.json_format import json_ready
+
+PROJECT = "hf_maskformer"  # under which a tracker files its runs
+TRACKER_FOLDER = "tracker"  # of a run; what trackers that write local files write there
 
 
 class JsonlLog:
@@ -70,3 +78,55 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float | None]:
     """The single numbers of a metrics dict, JSON-ready."""
     ready = {name: json_ready(value) for name, value in metrics.items()}
     return {name: value for name, value in ready.items() if value is None or isinstance(value, (int, float))}
+
+
+def tracker_options(tracker: str | None, run: Path) -> dict[str, Any]:
+    """What `Accelerator` is given so that it feeds `tracker`; nothing for None.
+
+    Raises:
+        ValueError: Accelerate does not know the tracker, or its package is not installed.
+    """
+    if tracker is None:
+        return {}
+    known = sorted(kind.value for kind in LoggerType if kind != LoggerType.ALL)
+    if tracker not in known:
+        raise ValueError(
+            f"tracker is {tracker!r}; Accelerate {accelerate.__version__} has {', '.join(known)}, or none"
+        )
+    if LoggerType(tracker) not in get_available_trackers():
+        raise ValueError(f"tracker is {tracker!r}, but its package is not installed: pip install {tracker}")
+    project = ProjectConfiguration(project_dir=str(run), logging_dir=str(run / TRACKER_FOLDER))
+    return {"log_with": tracker, "project_config": project}
+
+
+def start_tracker(accelerator: Accelerator, config: dict[str, Any], run: Path, *, resume_step: int) -> None:
+    """Open the tracker that `tracker_options` chose, if any, and hand it the run's options as text and numbers.
+
+    TensorBoard forgets what a resumed run will do again; with the others, a resumed run is a further run of its name.
+    """
+    if not accelerator.log_with:
+        return
+    plain = (str, int, float)
+    options = {name: value if isinstance(value, plain) else str(value) for name, value in config.items()}
+    chosen: dict[str, dict[str, Any]] = {"wandb": {"name": run.name}, "trackio": {"name": run.name}}
+    if resume_step > 0:
+        chosen["tensorboard"] = {"purge_step": resume_step + 1}
+    accelerator.init_trackers(PROJECT, config=options, init_kwargs=chosen)
+
+
+def log_to_tracker(accelerator: Accelerator, values: dict[str, Any], *, step: int) -> None:
+    """Numbers as `train/NAME`, those of an evaluation as `evaluation/NAME`; what is not a finite number stays out."""
+    group = values.get("event", "train")
+    numbers = {
+        f"{group}/{name}": value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+    if accelerator.trackers and numbers:
+        accelerator.log(numbers, step=step)
+
+
+def finish_tracker(accelerator: Accelerator) -> None:
+    """Send what is left and close; unlike `Accelerator.end_training` this leaves the processes' group standing."""
+    for tracker in accelerator.trackers:
+        tracker.finish()

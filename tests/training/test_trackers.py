@@ -1,0 +1,64 @@
+"""Trackers beside log.jsonl: refused before the first step where they cannot work, and fed with numbers only."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hf_maskformer.training import trackers
+from hf_maskformer.training.config import TrainConfig
+from hf_maskformer.training.train import train
+
+
+def test_no_tracker_asks_nothing_of_accelerate(tmp_path):
+    assert trackers.tracker_options(None, tmp_path) == {}
+
+
+def test_an_unknown_tracker_is_refused_before_a_run_begins(tmp_path):
+    config = TrainConfig(dataset="scenes", max_steps=1, tracker="papyrus", output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"tracker is 'papyrus'; Accelerate .* has .*tensorboard.*wandb"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    with pytest.raises(ValueError, match=r"'tensorboard', but its package is not installed: pip install tensorboard"):
+        trackers.tracker_options("tensorboard", tmp_path)
+
+
+def test_numbers_are_grouped_and_the_rest_stays_out():
+    seen = []
+    accelerator = SimpleNamespace(trackers=["one"], log=lambda values, step: seen.append((values, step)))
+    trackers.log_to_tracker(accelerator, {"loss": 1.5, "term": float("nan"), "note": "text"}, step=3)
+    trackers.log_to_tracker(accelerator, {"event": "evaluation", "pq": 0.25}, step=4)
+    trackers.log_to_tracker(accelerator, {"event": "evaluation", "pq": None}, step=5)
+    assert seen == [({"train/loss": 1.5}, 3), ({"evaluation/pq": 0.25}, 4)]
+
+
+def test_tensorboard_gets_the_losses(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "run"
+    options = {"length": 4, "image_size": 64}
+    train(
+        TrainConfig(
+            dataset="scenes",
+            task="semantic",
+            output_dir=str(run),
+            max_steps=2,
+            batch_size=2,
+            num_workers=0,
+            log_every=1,
+            num_samples=0,
+            val_split=None,
+            tracker="tensorboard",
+            dataset_options=options,
+            config_overrides={"image_size": [64, 64]},
+        )
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = {file.parent for file in run.rglob("events.out.tfevents*")}  # the options have a file of their own
+    opened = [EventAccumulator(str(folder)).Reload() for folder in folders]
+    (events,) = [events for events in opened if "train/loss" in events.Tags()["scalars"]]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
