@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 LOG_FILE, CURVES_FILE = "log.jsonl", "training_curves.png"
 # An evaluation may hold several of them (a panoptic one has a mean IoU too); the first one leads.
@@ -17,9 +17,12 @@ MAIN_METRICS = ("pq", "map", "mean_iou")
 COLORS = [colormaps["tab10"](index) for index in range(10)]
 INK, GREY = "#18181b", "#a1a1aa"
 MOST_NAMED_TERMS = 9  # a term of its own colour each; further ones are grey
+MOST_NAMED_INSIDE = 6  # curves whose legend has room in the panel
 POINTS_SHOWN_AS_DOTS = 40
 SMOOTHED_FROM = 60  # points; fewer are drawn as they are
 SMOOTHED_FRACTION = 0.02  # of all points on each side go into a smoothed one
+LEAST_SIDE = 0.25  # of these are left on each side at the ends
+MOST_PALE = 6  # curves that have what was logged behind them; with more of them nothing could be told apart
 LOG_SCALE_FROM = 8.0  # largest / smallest loss
 STARVED_PERCENT = 10.0  # of a step's time; more and the readers are too slow
 DPI = 110
@@ -31,9 +34,9 @@ def draw_curves(run: str | Path) -> Path:
     """Draw RUN/training_curves.png from RUN/log.jsonl; returns its path.
 
     Four panels over the optimizer steps: the loss and its terms, smoothed over 2 % of the points on each side where
-    there are many (what was logged is pale behind it); the main metric of each evaluation, the best one ringed, those
-    on another number of images apart; the learning rate; the per cent of each step spent waiting for data. Values
-    that are not finite leave a gap. A panel without values says so.
+    there are many (what was logged is pale behind it, unless there are many terms too); the main metric of each
+    evaluation, the best one ringed, those on another number of images apart; the learning rate; the per cent of each
+    step spent waiting for data. Values that are not finite leave a gap. A panel without values says so.
 
     Raises:
         ValueError: there is no log, or a line of it other than a last one cut off by a kill is not a JSON object.
@@ -87,14 +90,18 @@ def series(lines: list[dict[str, Any]], name: str) -> Series:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """(N,) means over a window around each value, nan left out; the window is smaller at both ends."""
+    """(N,) means over a window around each value, nan left out.
+
+    Towards both ends the window shrinks, the same on both sides, to `LEAST_SIDE` of its size: a steep start stays
+    steep, and the last points are still means.
+    """
     radius = max(1, round(len(values) * SMOOTHED_FRACTION))
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
     at = np.arange(len(values))
-    reach = np.minimum(radius, np.minimum(at, len(values) - 1 - at))  # the same on both sides: no bias in a slope
-    first, end = at - reach, at + reach + 1
+    reach = np.clip(np.minimum(at, len(values) - 1 - at), round(radius * LEAST_SIDE), radius)
+    first, end = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
     number = counts[end] - counts[first]
     return np.where(known, (sums[end] - sums[first]) / np.maximum(number, 1), np.nan)
 
@@ -102,11 +109,12 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def _draw_losses(axes: Any, training: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for line in training for name in line if name.startswith("loss_")))
     further = names[MOST_NAMED_TERMS:]
+    pale = len(names) < MOST_PALE
     for position, name in enumerate(further):
         label = f"{len(further)} more terms" if position == 0 else None
-        _draw_line(axes, series(training, name), GREY, label, width=0.7)
+        _draw_line(axes, series(training, name), GREY, label, width=0.7, pale=False)
     for name, color in zip(names[:MOST_NAMED_TERMS], COLORS[1:], strict=False):
-        _draw_line(axes, series(training, name), color, name.removeprefix("loss_"), width=1.2)
+        _draw_line(axes, series(training, name), color, name.removeprefix("loss_"), width=1.2, pale=pale)
     total = series(training, "loss")
     if len(total[0]):
         _draw_line(axes, total, INK, "loss", width=1.8)
@@ -115,7 +123,9 @@ def _draw_losses(axes: Any, training: list[dict[str, Any]]) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() / values.min() > LOG_SCALE_FROM:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("loss (weighted sum) and its terms (unweighted)" if names else "loss")
 
 
@@ -134,6 +144,9 @@ def _draw_metric(axes: Any, evaluations: list[dict[str, Any]]) -> None:
             best = int(np.nanargmax(values))
             axes.plot(steps[best], values[best], "o", color=color, markersize=11, markerfacecolor="none")
             axes.set_title(f"{name}: best {values[best]:.4f} at step {steps[best]:,.0f}")
+    values = series(evaluations, name)[1]
+    highest = np.nanmax(values) if np.isfinite(values).any() else 0.0
+    axes.set_ylim(0, 1.25 * highest if highest > 0 else 1.0)
 
 
 def _draw_rate(axes: Any, training: list[dict[str, Any]]) -> None:
@@ -159,14 +172,17 @@ def _draw_waiting(axes: Any, training: list[dict[str, Any]]) -> None:
     axes.set_ylim(0, min(100.0, max(2 * STARVED_PERCENT, 1.1 * highest)))
 
 
-def _draw_line(axes: Any, line: Series, color: Any, label: str | None, *, width: float, smooth: bool = True) -> None:
-    """A curve; few points have dots, many are smoothed and have what was logged pale behind them."""
+def _draw_line(
+    axes: Any, line: Series, color: Any, label: str | None, *, width: float, smooth: bool = True, pale: bool = True
+) -> None:
+    """A curve; few points have dots, many are smoothed and, if `pale`, have what was logged behind them."""
     steps, values = line
     if len(steps) < SMOOTHED_FROM or not smooth:
         marker = "o" if len(steps) <= POINTS_SHOWN_AS_DOTS else None
         axes.plot(steps, values, color=color, linewidth=width, marker=marker, markersize=3, label=label)
         return
-    axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.25)
+    if pale:
+        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.2)
     axes.plot(steps, smoothed(values), color=color, linewidth=width, label=label)
 
 
@@ -187,4 +203,7 @@ def _finish(axes: Any, last_step: float) -> None:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=GREY)
         axes.set_yticks([])
     elif axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, frameon=False, ncols=2)
+        # Beside the panel where there is much to name: inside it would lie on the curves.
+        many = len(axes.get_legend_handles_labels()[1]) > MOST_NAMED_INSIDE
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {"ncols": 2}
+        axes.legend(fontsize=8, framealpha=0.85, edgecolor="none", **beside)
