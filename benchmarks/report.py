@@ -1,30 +1,51 @@
-"""Write the figures of benchmarks/results/*.json into README, paper index and model card, between their markers.
+"""Write the figures of benchmarks/results/*.json into README and paper index, and the model cards of all presets.
 
     python benchmarks/report.py
 
-No figure in these pages is typed in: each stands in a JSON file that a seeded command of this repository wrote.
+No figure in these pages is typed in: each stands in a JSON file that a seeded command of this repository wrote. README
+and paper index keep their text around the markers; the files of model_cards/ are written whole.
 """
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from convergence import table
+from training_rows import OURS, read_rows
+from training_table import comparison
+
+from hf_maskformer.cli.quickstart import PRESET as QUICKSTART_PRESET
+from hf_maskformer.hub.preset_card import preset_card
+from hf_maskformer.presets import PRESETS, list_presets, preset
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+CARDS = ROOT / "model_cards"
 # Page -> the sections it holds, each between <!-- NAME: begin --> and <!-- NAME: end -->.
-PAGES = {
-    "README.md": ("figures", "tools"),
-    "docs/paper_index.md": ("figures",),
-    "model_cards/maskformer-light.md": ("figures",),
-}
+PAGES = {"README.md": ("figures", "tools"), "docs/paper_index.md": ("figures",)}
+PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
+CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
+ADE20K_LABELS, COCO_PANOPTIC_LABELS = 150, 133
+LABELS = {"maskformer-r50-panoptic": COCO_PANOPTIC_LABELS}  # that the paper trained a preset with, if not ADE20K's
 
 
 def main() -> None:
-    training = [*quickstart(read("quickstart.json")), "", *comparison(read("train_compare.json"))]
-    training += ["", *padding(read("padding.json"))]
-    tools = [*metrics(read("metrics.json")), "", *loading(read("batch_memory.json"), read("indexing.json"))]
-    sections = {"figures": training, "tools": tools}
+    for page, text in pages().items():
+        (ROOT / page).write_text(text)
+    for name in list_presets():
+        (CARDS / f"{name}.md").write_text(card(name))
+
+
+def pages() -> dict[str, str]:
+    """Text of each page with its sections as the results say now.
+
+    Raises:
+        ValueError: a page does not hold the markers of a section exactly once.
+    """
+    sections = {"figures": joined(training_figures().values()), "tools": joined(tool_figures())}
+    texts = {}
     for page, names in PAGES.items():
         text = (ROOT / page).read_text()
         for name in names:
@@ -33,7 +54,43 @@ def main() -> None:
             text, count = re.subn(f"{begin}.*?{end}", lambda _, new=section: new, text, flags=re.DOTALL)
             if count != 1:
                 raise ValueError(f"{page} must hold the markers {begin} and {end} once, found {count}")
-        (ROOT / page).write_text(text)
+        texts[page] = text
+    return texts
+
+
+def card(name: str) -> str:
+    """The model card of a preset, with the figures of that preset."""
+    figures = joined(block for (of, _), block in training_figures().items() if of == name)
+    config = preset(name, num_labels=LABELS.get(name, ADE20K_LABELS))
+    about = PRESETS[name]
+    return str(preset_card(name, config, summary=about.summary, paper=about.paper, figures=figures))
+
+
+def training_figures() -> dict[tuple[str, str], list[str]]:
+    """(preset, what was measured) -> lines of Markdown."""
+    figures = {(QUICKSTART_PRESET, "quickstart"): quickstart(read("quickstart.json"))}
+    for path in sorted(RESULTS.glob("train_compare_*.json")):
+        rows = read_rows(path)
+        ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
+        if ours is not None:
+            figures[ours, path.stem] = comparison(rows)
+    if not any(what.startswith("train_compare") for _, what in figures):
+        result = read("train_compare.json")
+        figures[result["preset"], "train_compare"] = first_comparison(result)
+    for path in sorted(RESULTS.glob("convergence_*.json")):
+        data = path.stem.removeprefix("convergence_")
+        figures[CONVERGENCE_PRESETS[data], path.stem] = convergence(data, read(path.name)["rows"])
+    figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
+    return figures
+
+
+def tool_figures() -> list[list[str]]:
+    return [metrics(read("metrics.json")), loading(read("batch_memory.json"), read("indexing.json"))]
+
+
+def joined(blocks: Iterable[list[str]]) -> list[str]:
+    """The blocks with an empty line between them."""
+    return [line for number, block in enumerate(blocks) for line in ([""] if number else []) + block]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -52,7 +109,8 @@ def quickstart(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def comparison(result: dict[str, Any]) -> list[str]:
+def first_comparison(result: dict[str, Any]) -> list[str]:
+    """The comparison with one peer, as long as benchmarks/results has no rows of the one with all peers."""
     names = {
         "ours": f"`{result['preset']}`, `recipes/camvid.yaml`",
         "peer": "transformers' MaskFormer, same backbone, AdamW 2e-4",
@@ -70,6 +128,17 @@ def comparison(result: dict[str, Any]) -> list[str]:
         "|---|---|---|---|",
         *rows,
         *(f"\n`{row['model']}` was measured {row['code']}." for row in result["rows"] if "code" in row),
+    ]
+
+
+def convergence(data: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Each measure for a fast start alone, as a change of the recipe that has them together."""
+    machines = ", ".join(sorted({row["hardware"] for row in rows}))
+    return [
+        f"Start from random weights on {data} (`benchmarks/convergence.py --data {data}`, {machines}): the recipe, "
+        "and the recipe with one change; mean over the seeds (least to most), whole validation split.",
+        "",
+        table(data, rows),
     ]
 
 

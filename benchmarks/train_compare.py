@@ -1,38 +1,46 @@
-"""Ours and transformers' own MaskFormer, trained for the same number of minutes on the same augmented images.
+"""Ours and what users would train instead, from random weights for the same number of minutes.
 
-    python benchmarks/train_compare.py --data DIR --minutes 20 --models ours peer
+    python benchmarks/train_compare.py --data camvid --minutes 30
+    python benchmarks/train_compare.py --data nuclei --minutes 30 --only unet:1e-3
 
-The peer is `transformers.MaskFormerForInstanceSegmentation` as a plain user would build it: the same backbone
-configuration with random weights, the library's default decoder and loss, AdamW, and its own
-`post_process_semantic_segmentation`. Its images are stretched to the canvas, so that no padding reaches its
-post-processing. Both are evaluated on the validation split at the images' original size with the same MeanIoU.
+All models see the same augmented crops in the same order, each at its own speed, and count the time in which they wait
+for data. Peers (`training_peers.py`, `unet_peer.py`) train with AdamW, the polynomial schedule over the time, 50 steps
+of warm-up and gradient clipping, once for each learning rate. Every model is measured on the validation split at the
+images' original size by our metrics. A run adds its row to benchmarks/results/train_compare_DATA.json when it ends; a
+benchmark that is started again leaves out the rows that are there, and goes on with our own unfinished run.
 """
 
 import argparse
+import dataclasses
+import hashlib
+import itertools
 import json
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from tqdm.auto import tqdm
-from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
+from training_loop import PEER_SETTINGS, train_peer
+from training_peers import PEERS, TAKES_OUR_BACKBONE, check_packages
+from training_rows import OURS, Row, add_row, finished_row, read_rows
+from training_table import comparison
 
-from hf_maskformer.data.load import SegmentationData
-from hf_maskformer.evaluation.semantic import MeanIoU
-from hf_maskformer.presets import image_processor_for, preset
+from hf_maskformer.presets import preset
 from hf_maskformer.training.config import TrainConfig, train_config
-from hf_maskformer.training.optimizer import learning_rate_factor
-from hf_maskformer.training.setup import load_splits
+from hf_maskformer.training.hardware import hardware
+from hf_maskformer.training.setup import OVERRIDES
 from hf_maskformer.training.trackers import json_ready, scalars
-from hf_maskformer.training.train import model_inputs, open_batches, train
+from hf_maskformer.training.train import train
 
-PEER_LEARNING_RATE = 2e-4
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DATA_VARIABLE = "HF_MASKFORMER_DATA"
+TASKS = {"camvid": "semantic", "nuclei": "instance"}  # of the data sets that are known by name
+RECIPES = {"semantic": "camvid.yaml", "instance": "nuclei_instance.yaml"}
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 # What may differ between our finished run and the settings of the comparison: where it lies and what it reported.
 NOT_COMPARED = {
     "output_dir",
@@ -46,54 +54,177 @@ NOT_COMPARED = {
     "checkpoint_every",
     "keep_checkpoints",
 }
-RESULTS = Path(__file__).resolve().parent / "results" / "train_compare.json"
+# Of a run of ours: the same for all rows, and so no setting of ours.
+SHARED_SETTINGS = {"max_minutes", "seed"}
+
+Cell = tuple[str, float | None]  # model, learning rate; None: that of our recipe
 
 
 def main() -> None:
     arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    folder = find_data(arguments.data)
+    task = arguments.task or TASKS.get(folder.name)
+    if task is None:
+        raise ValueError(f"--data {folder.name} is none of {', '.join(TASKS)}: say --task {' or '.join(PEERS)}")
+    cells = chosen_cells(task, arguments.models, arguments.learning_rates, arguments.only)
+    check_packages([model for model, _ in cells])
+    recipe = arguments.recipe or ROOT / "recipes" / RECIPES[task]
     flags = {
-        "dataset": arguments.data,
-        "task": "semantic",
-        "output_dir": arguments.output_dir,
+        "dataset": str(folder),
+        "task": task,
         "max_minutes": arguments.minutes,
         "seed": arguments.seed,
         "evaluations": 1,
+        **({} if arguments.preset is None else {"preset": arguments.preset}),
     }
-    if arguments.preset is not None:
-        flags["preset"] = arguments.preset
-    config = train_config(arguments.recipe, flags)
-    rows = []
-    for name in arguments.models:
-        torch.set_num_threads(arguments.threads)
-        row = train_peer(config) if name == "peer" else ours_row(config, arguments.run)
-        rows.append({"model": name, **row})
-        print(json.dumps(rows[-1], indent=2))
-    report = {"machine": machine(arguments.threads), "data": Path(arguments.data).name, "seed": config.seed}
-    write_rows(arguments.json, {**report, "preset": config.preset, "minutes": config.max_minutes}, rows)
-    print(f"{'model':8} {'mIoU':>7} {'steps':>7} {'minutes':>8} {'parameters':>11}")
-    for row in rows:
-        numbers = f"{row['mean_iou']:7.4f} {row['steps']:7d} {row['training_minutes']:8.2f} {row['parameters']:11,}"
-        print(f"{row['model']:8} {numbers}")
+    config = train_config(recipe, flags)
+    path = arguments.json or RESULTS / f"train_compare_{folder.name}.json"
+    for model, rate in cells:
+        row = wanted_row(config, Path(recipe).name, model, rate)
+        if finished_row(read_rows(path), row) is not None and not arguments.again:
+            print(f"{cell_name(model, rate)}: kept from {path}")
+            continue
+        print(f"{cell_name(model, rate)}: training")
+        row.update(measure(config, row, arguments.output_dir, arguments.run))
+        add_row(path, row)
+        shown = {name: value for name, value in row.items() if name not in ("conditions", "settings")}
+        print(json.dumps(json_ready(shown), indent=2))
+    conditions = wanted_row(config, Path(recipe).name, OURS, None)["conditions"]
+    print("\n".join(comparison([row for row in read_rows(path) if row["conditions"] == conditions])))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of semantic maps with a train and a val split")
-    parser.add_argument("--minutes", type=float, required=True, help="training time of each model")
-    parser.add_argument("--models", nargs="+", choices=["ours", "peer"], default=["ours", "peer"])
-    parser.add_argument("--recipe", default=str(Path(__file__).resolve().parent.parent / "recipes" / "camvid.yaml"))
+    parser.add_argument("--data", required=True, help="camvid, nuclei, or a folder with a train and a val split")
+    parser.add_argument("--minutes", type=float, required=True, help="training time of each run")
+    parser.add_argument("--task", choices=list(PEERS), help="default: what is known of the data set")
+    parser.add_argument("--models", nargs="+", help="default: all of the task")
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=LEARNING_RATES, help="of the peers")
+    parser.add_argument("--only", nargs="+", metavar="MODEL[:LR]", help="these runs, such as ours unet:1e-3")
+    parser.add_argument("--recipe", type=Path, help="of ours, and the augmentation of all; default: by the task")
     parser.add_argument("--preset", help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output-dir", default="runs/train_compare", help="where our run goes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "runs" / "train_compare", help="where our runs go")
     parser.add_argument(
         "--run", type=Path, help="take ours from this finished `hf-maskformer train` run of the recipe"
     )
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/train_compare_DATA.json")
+    parser.add_argument("--again", action="store_true", help="run also what has its row already, and replace it")
     return parser.parse_args()
 
 
-def ours_row(config: TrainConfig, run: Path | None) -> dict[str, Any]:
+def find_data(name: str) -> Path:
+    """The folder `name`, or the one of that name in the folder of real data.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    shared = Path(os.environ.get(DATA_VARIABLE, ROOT.parent / "shared" / "data"))
+    for folder in (Path(name), shared / name):
+        if folder.is_dir():
+            return folder.resolve()
+    raise ValueError(f"--data {name!r}: no such folder, neither here nor in ../shared/data (or ${DATA_VARIABLE})")
+
+
+def chosen_cells(task: str, models: list[str] | None, rates: list[float], only: list[str] | None) -> list[Cell]:
+    """The runs that are asked for: ours once, each peer at every learning rate; or those of `only`.
+
+    Raises:
+        ValueError: a model that the task does not have, or a learning rate that is no number greater than 0.
+    """
+    known = [OURS, *PEERS[task]]
+    cells: list[Cell] = []
+    for name in only or models or known:
+        model, _, rate = name.partition(":")
+        if model not in known:
+            raise ValueError(f"model {model!r} is not known for task {task!r}; allowed: {', '.join(known)}")
+        if rate and (model == OURS or not only):
+            raise ValueError(f"{name!r}: a learning rate is only for the peers in --only; ours has its recipe's")
+        if model == OURS:
+            cells.append((OURS, None))
+        else:
+            cells += [(model, one) for one in ([checked_rate(rate)] if rate else rates)]
+    return cells
+
+
+def checked_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError as error:
+        raise ValueError(f"learning rate {text!r} is no number") from error
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"learning rate {text!r} must be greater than 0")
+    return rate
+
+
+def cell_name(model: str, rate: float | None) -> str:
+    return model if rate is None else f"{model}:{rate:g}"
+
+
+def wanted_row(config: TrainConfig, recipe: str, model: str, rate: float | None) -> Row:
+    """A row without its figures: what was trained, and under which conditions.
+
+    `conditions` are what all rows of one table share. `settings` are the training of this row: of ours the options
+    that are not the defaults.
+    """
+    augmentation = {name: getattr(config, name) for name in ("augmentation", "crop_size", *OVERRIDES)}
+    conditions = {
+        "data": Path(config.dataset).name,
+        "task": config.task,
+        "minutes": config.max_minutes,
+        "device": hardware(Accelerator(mixed_precision=config.mixed_precision)),
+        "batch_size": config.batch_size * config.gradient_accumulation_steps,
+        "mixed_precision": config.mixed_precision,
+        "canvas": config.config_overrides.get("image_size", preset(config.preset).image_size),
+        "augmentation": {name: value for name, value in augmentation.items() if value is not None},
+    }
+    backbone = {"backbone": config.preset} if model in TAKES_OUR_BACKBONE else {}
+    settings = ours_settings(config) if model == OURS else {**PEER_SETTINGS, **backbone}
+    names = {"preset": config.preset, "recipe": recipe} if model == OURS else {}
+    rate = config.learning_rate if rate is None else rate
+    row = {"model": model, "learning_rate": rate, "seed": config.seed, **names}
+    return json_ready({**row, "conditions": conditions, "settings": settings})
+
+
+def ours_settings(config: TrainConfig) -> dict[str, Any]:
+    """The options of our run that are not the defaults and that change what is trained."""
+    fields = [field for field in dataclasses.fields(config) if field.name not in NOT_COMPARED | SHARED_SETTINGS]
+    return {field.name: getattr(config, field.name) for field in fields if not is_default(field, config)}
+
+
+def is_default(field: dataclasses.Field, config: TrainConfig) -> bool:
+    return getattr(config, field.name) == default_of(field)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def measure(config: TrainConfig, row: Row, output_dir: Path, run: Path | None) -> Row:
+    """Train and evaluate one row; its figures."""
+    if row["model"] == OURS:
+        config = dataclasses.replace(config, output_dir=str(unfinished_folder(output_dir, row)), resume=True)
+        figures = ours_figures(config, run)
+    else:
+        figures = train_peer(config, row["model"], row["learning_rate"])
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {**figures, "versions": {**versions, "transformers": transformers.__version__}}
+
+
+def unfinished_folder(output_dir: Path, row: Row) -> Path:
+    """Where our run of a row goes: on with the one that was stopped, and never on with one that ended."""
+    known = {key: row[key] for key in ("conditions", "settings")}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    for number in itertools.count(1):
+        folder = output_dir / f"{row['conditions']['data']}-{digest}-seed{row['seed']}-{number}"
+        if not (folder / "metrics.json").exists():
+            break
+    return folder
+
+
+def ours_figures(config: TrainConfig, run: Path | None) -> Row:
     """Train ours, or read a run that was trained with the same settings.
 
     Raises:
@@ -103,94 +234,19 @@ def ours_row(config: TrainConfig, run: Path | None) -> dict[str, Any]:
         metrics, folder = train(config), Path(config.output_dir)
     else:
         metrics, folder = json.loads((run / "metrics.json").read_text()), run
-        used = json.loads((run / "train_config.json").read_text())
-        wanted = json_ready(vars(config))
-        for name in sorted(set(wanted) - NOT_COMPARED):
-            if used.get(name) != wanted[name]:
-                raise ValueError(f"{run} was trained with {name} = {used.get(name)!r}, wanted is {wanted[name]!r}")
-    weights = folder / "final"
-    model = transformers.AutoModelForUniversalSegmentation.from_pretrained(weights)
+        check_same_training(run, config)
+    model = transformers.AutoModelForUniversalSegmentation.from_pretrained(folder / "final")
     return {**scalars(metrics), "parameters": model.num_parameters()}
 
 
-def train_peer(config: TrainConfig) -> dict[str, Any]:
-    """The same images in the same order for the same time; the optimizer steps of transformers' own model."""
-    train_data, val_data = load_splits(config)
-    if val_data is None:
-        raise ValueError("val_split is none; the comparison needs a validation split")
-    spec = train_data.label_spec
-    ours = preset(config.preset, id2label=spec.id2label, task="semantic", **config.config_overrides)
-    set_seed(config.seed)
-    peer_config = MaskFormerConfig(backbone_config=ours.backbone_config, id2label=spec.id2label)
-    model = MaskFormerForInstanceSegmentation(peer_config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEER_LEARNING_RATE)
-    batches = open_batches(config, train_data, image_processor_for(ours), Accelerator(), first_step=0)
-    budget = 60.0 * (config.max_minutes or 0.0)
-    seconds, steps = 0.0, 0
-    model.train()
-    with tqdm(total=round(budget), unit="s", desc="train peer") as bar:
-        while seconds < budget:
-            started = time.perf_counter()
-            factor = learning_rate_factor("poly", step=steps, progress=seconds / budget, warmup_steps=0)
-            for group in optimizer.param_groups:
-                group["lr"] = PEER_LEARNING_RATE * factor
-            inputs = model_inputs(next(batches))
-            inputs["mask_labels"] = [masks.float() for masks in inputs["mask_labels"]]
-            loss = model(**inputs).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            steps += 1
-            seconds += time.perf_counter() - started
-            bar.set_postfix(step=steps, loss=f"{loss.item():.3f}", refresh=False)
-            bar.update(min(round(seconds), round(budget)) - bar.n)
-    height, width = ours.image_size
-    metrics = evaluate_peer(model, val_data, {"height": height, "width": width})
-    return {
-        **scalars(metrics),
-        "steps": steps,
-        "training_minutes": seconds / 60.0,
-        "parameters": model.num_parameters(),
-        "learning_rate": PEER_LEARNING_RATE,
-    }
-
-
-def evaluate_peer(
-    model: MaskFormerForInstanceSegmentation, data: SegmentationData, size: dict[str, int]
-) -> dict[str, Any]:
-    """MeanIoU at original size, of the prediction that transformers' own processor makes."""
-    processor = MaskFormerImageProcessor(size=size, ignore_index=data.label_spec.ignore_index)
-    metric = MeanIoU(data.label_spec.num_labels, data.label_spec.ignore_index)
-    model.eval()
-    for index in tqdm(range(len(data)), desc="evaluate peer"):
-        image = data.sample(index).image
-        inputs = processor(images=[image], return_tensors="pt")
-        with torch.inference_mode():
-            outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-        maps = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
-        metric.update([maps[0].numpy()], [data.reference(index)])
-    return metric.compute()
-
-
-def machine(threads: int) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return {"device": device, "architecture": platform.machine(), "threads": threads, **versions}
-
-
-def write_rows(path: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the report; rows of models that were not run now are kept if everything else about them is the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        if {key: earlier.get(key) for key in report} == json_ready(report):
-            kept = [row for row in earlier["rows"] if row["model"] not in {new["model"] for new in rows}]
-    path.write_text(json.dumps(json_ready({**report, "rows": kept + rows}), indent=2) + "\n")
+def check_same_training(run: Path, config: TrainConfig) -> None:
+    """ValueError naming an option in which a run differs; one that it did not know yet had its default."""
+    used = json.loads((run / "train_config.json").read_text())
+    for field in dataclasses.fields(config):
+        wanted = json_ready(getattr(config, field.name))
+        given = used.get(field.name, json_ready(default_of(field)))
+        if field.name not in NOT_COMPARED and given != wanted:
+            raise ValueError(f"{run} was trained with {field.name} = {given!r}, wanted is {wanted!r}")
 
 
 if __name__ == "__main__":

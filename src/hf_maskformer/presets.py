@@ -46,6 +46,25 @@ def _swin(*, embed_dim: int, depths: list[int], num_heads: list[int], window_siz
 
 
 BOTTLENECK_WIDTHS = [256, 512, 1024, 2048]
+LIGHT: dict[str, Any] = {
+    "backbone_config": _resnet(
+        depths=[2, 2, 2, 2], hidden_sizes=[32, 64, 128, 256], layer_type="basic", embedding_size=32
+    ),
+    "pixel_decoder_dim": 64,
+    "mask_dim": 64,
+    "query_decoder_dim": 128,
+    "query_decoder_heads": 4,
+    "query_decoder_ffn_dim": 512,
+    "query_decoder_layers": 3,
+    "query_decoder_dropout": 0.0,
+    "query_decoder_attention_dropout": 0.0,
+    "query_decoder_activation_dropout": 0.0,
+    "query_decoder_memory_stride": 8,
+    "mask_head": "located_dot_product",
+    "num_queries": 50,
+    "criterion_resolution": "prediction",
+    "loss_pixel_weight": 1.0,
+}
 PRESETS: dict[str, Preset] = {
     "maskformer-r50": Preset(
         summary="ResNet-50, FPN, 6 decoder layers; the published semantic model",
@@ -102,24 +121,20 @@ PRESETS: dict[str, Preset] = {
     "maskformer-light": Preset(
         summary="narrow ResNet-18, 64-wide pixel decoder, 3 decoder layers on 1/8 features; trains on a laptop",
         paper=MASKFORMER,
+        fields=LIGHT,
+    ),
+    "maskformer-light-anchored": Preset(
+        summary="maskformer-light with queries that start from the pixels of objects; for things, from random weights",
+        paper=f"{MASKFORMER}; FastInst, He et al., CVPR 2023, https://arxiv.org/abs/2303.08594",
         fields={
-            "backbone_config": _resnet(
-                depths=[2, 2, 2, 2], hidden_sizes=[32, 64, 128, 256], layer_type="basic", embedding_size=32
-            ),
-            "pixel_decoder_dim": 64,
-            "mask_dim": 64,
-            "query_decoder_dim": 128,
-            "query_decoder_heads": 4,
-            "query_decoder_ffn_dim": 512,
-            "query_decoder_layers": 3,
-            "query_decoder_dropout": 0.0,
-            "query_decoder_attention_dropout": 0.0,
-            "query_decoder_activation_dropout": 0.0,
-            "query_decoder_memory_stride": 8,
-            "mask_head": "located_dot_product",
-            "num_queries": 50,
-            "criterion_resolution": "prediction",
-            "loss_pixel_weight": 1.0,
+            **LIGHT,
+            "query_decoder": "anchored",
+            "mask_head": "anchored_dot_product",
+            "matcher": "located",
+            "matcher_layers": "last",
+            "num_queries": 100,
+            "loss_class_weight": 2.0,
+            "loss_dice_weight": 5.0,
         },
     ),
 }

@@ -171,3 +171,21 @@ def test_an_unknown_flag_is_refused_by_argparse():
     with pytest.raises(SystemExit) as caught:
         main(["train", "--no-such-flag", "1"])
     assert caught.value.code == 2
+
+
+def test_an_unknown_option_is_named_with_the_nearest(capsys):
+    for words, message in (
+        (
+            ["train", "--lerning-rate", "1e-3"],
+            "unknown option --lerning-rate; the nearest one of train is --learning-rate",
+        ),
+        (
+            ["evaluate", "model", "--dataset", "here", "--jsn=out"],
+            "unknown option --jsn=out; the nearest one of evaluate is --json",
+        ),
+        (["presets", "maskformer-r50", "again"], "unexpected argument 'again' after presets"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

@@ -8,6 +8,7 @@ from PIL import Image
 
 from hf_maskformer.presets import image_processor_for
 from hf_maskformer.training.config import TrainConfig
+from hub.stand_in import stand_in_of_the_hub
 from model import variant_tester as tester
 
 LABELS = {0: "sky", 1: "grass", 2: "crate | box"}
@@ -30,6 +31,13 @@ METRICS = {
 
 
 @pytest.fixture
+def hub(monkeypatch):
+    """A stand-in of the Hub that this process is logged in to."""
+    with stand_in_of_the_hub(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
 def make_run(tmp_path):
     """Write a run's folder; keywords change its training options or, as `metrics`, its metrics."""
 
@@ -42,6 +50,7 @@ def make_run(tmp_path):
         fields = TrainConfig(**{**options, **changes}).to_dict()
         (run / "train_config.json").write_text(json.dumps(fields))
         (run / "metrics.json").write_text(json.dumps({**METRICS, **(metrics or {})}))
+        Image.new("RGB", (20, 10)).save(run / "training_curves.png")
         (run / "samples").mkdir()
         for step in (20, 40):
             pixels = np.full((8, 24, 3), step, dtype=np.uint8)

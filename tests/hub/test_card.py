@@ -1,16 +1,18 @@
 """The card says what the run's JSON says, no more, and huggingface_hub reads its metadata back."""
 
 import json
+import re
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_maskformer.hub.card import model_card
+from hf_maskformer.hub.card import LONG_TABLE, model_card
 from hf_maskformer.hub.run_record import OPTIONS_OF_ONE_SPLIT, TASK_METRICS, public_options, read_run
 from hf_maskformer.training import run as training_run
 from hf_maskformer.training import setup
 from hf_maskformer.training.config import train_config
+from hub.card_rules import card_problems
 
 
 def section(card, title):
@@ -67,11 +69,70 @@ def test_the_numbers_of_the_last_weights_are_not_given_to_the_best_ones(make_run
     card = model_card(run, "me/x")
     results = section(card, "Results")
     assert "On the first 7 images" in results
-    assert "| mIoU | 0.6000 |\n\n```" in results
+    assert "| mIoU | 0.6000 |\n\nMeasured by:" in results
     assert "--split val --limit 7\n" in results
     assert "0.5123" not in str(card)
     assert "the weights are those of step 20" in section(card, "Recipe")
     assert [result.metric_name for result in card.data.eval_results] == ["mIoU, first 7 images"]
+
+
+def test_the_first_sentence_says_what_the_model_reaches(make_run):
+    kind = "Semantic segmentation with a mask-classification model of the MaskFormer family"
+    run = make_run()
+    head = str(model_card(run, "me/x")).split("# x\n\n")[1].split("\n")[0]
+    assert head == f"{kind}: mIoU 0.5123 on split `val` of `fields`."
+    some = make_run("some", metrics={"best_step": 20, "best_value": 0.6}, eval_limit=7)
+    assert "mIoU 0.6000 on split `val` of `fields` (first 7 images)." in str(model_card(some, "me/x"))
+    assert f"{kind}.\n" in str(model_card(make_run("none", metrics={"mean_iou": None}), "me/x"))
+
+
+def test_the_curves_are_shown_where_they_are_published(make_run):
+    run = make_run()
+    assert "](training_curves.png)" in section(model_card(run, "me/x", curves="training_curves.png"), "Recipe")
+    assert "curves" not in str(model_card(run, "me/x"))
+
+
+def test_many_classes_are_folded_away(make_run):
+    def card(count):
+        labels = {str(label): f"class {label}" for label in range(count)}
+        run = make_run(f"run{count}", metrics={"per_category_iou": [0.5] * count})
+        path = run / "best" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
+        return section(model_card(run, "me/x"), "Results")
+
+    assert "IoU of each class:\n\n| class | IoU |" in card(LONG_TABLE)
+    assert "<details>\n<summary>IoU of each class</summary>\n\n| class | IoU |" in card(LONG_TABLE + 1)
+
+
+def test_the_card_of_every_kind_of_run_follows_the_rules_of_the_hub(make_run):
+    runs = [
+        make_run("local", dataset_options={"ignore_index": 255}),
+        make_run("hub", dataset="them/fields", init_from="them/start"),
+        make_run("none", metrics={"best_step": None, "best_value": None, "mean_iou": None}, val_split=None),
+        make_run("built in", dataset="scenes"),
+    ]
+    for run in runs:
+        assert card_problems(str(model_card(run, "me/x", license_id="cc-by-4.0"))) == []
+    assert "--dataset FOLDER" not in str(model_card(runs[1], "me/x")) + str(model_card(runs[3], "me/x"))
+    assert card_problems(str(model_card(runs[0], "me/x", license_id="my-own"))) != []
+
+
+@pytest.mark.parametrize(
+    ("head", "problem"),
+    [
+        ("tags: x", '"tags" must be a list'),
+        ("datasets: [a/b/c]", '"datasets" must hold ids'),
+        ("pipeline_tag: segmentation", '"pipeline_tag" must be one of'),
+        ("model-index: [{name: x}]", "needs a name and a list of results"),
+        (
+            "model-index: [{name: x, results: [{task: {type: t}, metrics: [{type: m, value: 1}]}]}]",
+            r"dataset\.type is",
+        ),
+        ("model-index: [{name: x, results: [{task: {type: t}, metrics: [{type: m}]}]}]", "a type and a number"),
+    ],
+)
+def test_the_rules_can_fail(head, problem):
+    assert re.search(problem, " ".join(card_problems(f"---\n{head}\n---\n")))
 
 
 def test_a_run_without_evaluation_claims_nothing(make_run):
@@ -86,7 +147,11 @@ def test_the_other_sections(make_run):
     card = model_card(make_run(dataset_options={"ignore_index": 255}), "me/fields-light")
     hardware = "Trained on 1 x Test GPU, 12.5 images a second, with a peak memory of the GPU of 2.00 GiB."
     assert section(card, "Hardware") == hardware
-    assert section(card, "Training data") == "Trained on split `train` of `fields`. Read with `ignore_index=255`."
+    data = section(card, "Training data")
+    assert data.startswith(
+        "Trained on split `train` of `fields`, read with `ignore_index=255`. The data lay in a folder"
+    )
+    assert "train --recipe recipe.yaml --dataset FOLDER --output-dir runs/semantic\n" in section(card, "Recipe")
     assert section(card, "Licence").startswith("No licence was given for the weights")
     assert "40 optimizer steps in 1.2 minutes" in section(card, "Recipe")
     assert "| seed | 3 |" in section(card, "Recipe")
@@ -115,7 +180,9 @@ def test_hub_ids_become_links_and_local_paths_do_not_show(make_run, tmp_path):
 
 
 def test_the_published_options_are_a_recipe(make_run, tmp_path):
-    options = read_run(make_run(learning_rate=3e-5, crop_size=(32, 48), dataset_options={"cache_dir": "x"})).options
+    changes = {"learning_rate": 3e-5, "crop_size": (32, 48), "dataset_options": {"cache_dir": "x"}}
+    options = read_run(make_run(**changes, push_to_hub="me/x", hub_private=True)).options
+    assert not {"push_to_hub", "hub_private", "output_dir", "resume"} & set(options)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     config = train_config(path)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_maskformer.model.criterion import Criterion, average_masks, loss_normalizer, paint_labels, resize_masks
+from hf_maskformer.model.criterion import Criterion, loss_normalizer
 from hf_maskformer.model.losses import class_loss, dice_loss, focal_loss, pairwise_mask_costs, pixel_loss
 from hf_maskformer.model.matcher import match_fixed, match_hungarian
+from hf_maskformer.model.targets import average_masks, paint_labels, resize_masks
 
 
 def criterion(**overrides) -> Criterion:
@@ -91,7 +92,7 @@ def test_pairwise_costs_equal_the_losses_of_each_pair():
 def test_class_loss_weighs_no_object():
     logits = torch.zeros(1, 2, 3)
     loss = class_loss(logits, torch.tensor([[0, 2]]), no_object_weight=0.1)
-    assert loss.item() == pytest.approx(1.1 * math.log(3), abs=1e-6)
+    assert loss.tolist() == [pytest.approx([math.log(3), 0.1 * math.log(3)], abs=1e-6)]
 
 
 def test_pixel_loss_averages_each_image_over_its_labelled_pixels():
@@ -163,17 +164,29 @@ def test_layers_add_up():
 def test_loss_is_the_weighted_sum_of_named_terms():
     data = batch()
     data["pixel_logits"] = torch.randn(2, 3, 8, 8)
-    loss, terms = criterion(pixel_weight=3.0)(**data)
+    loss, terms, _ = criterion(pixel_weight=3.0)(**data)
     assert set(terms) == {"loss_class", "loss_mask", "loss_dice", "loss_pixel"}
     expected = terms["loss_class"] + 20 * terms["loss_mask"] + terms["loss_dice"] + 3 * terms["loss_pixel"]
     torch.testing.assert_close(loss, expected)
+
+
+def test_layer_losses_are_the_shares_of_each_layer():
+    data = batch()
+    _, terms, by_layer = criterion()(**data)
+    assert set(by_layer) == {"loss_class", "loss_mask", "loss_dice"}
+    for index in range(len(data["class_logits"])):
+        alone = {name: data[name][index : index + 1] for name in ("class_logits", "mask_logits")}
+        _, one, _ = criterion()(**{**data, **alone})
+        assert all(by_layer[name][index].item() == pytest.approx(one[name].item(), rel=1e-5) for name in by_layer)
+    assert all(not losses.requires_grad for losses in by_layer.values())
+    assert all(terms[name].item() == pytest.approx(by_layer[name].sum().item(), rel=1e-6) for name in by_layer)
 
 
 def test_all_images_without_targets_train_every_output():
     data = batch(counts=(0, 0))
     for name in ("class_logits", "mask_logits"):
         data[name] = [tensor.requires_grad_() for tensor in data[name]]
-    loss, terms = criterion()(**data)
+    loss, terms, _ = criterion()(**data)
     loss.backward()
     assert terms["loss_mask"].item() == 0
     assert all(tensor.grad is not None for name in ("class_logits", "mask_logits") for tensor in data[name])
@@ -182,7 +195,7 @@ def test_all_images_without_targets_train_every_output():
 def test_more_targets_than_queries_keep_the_best_and_warn(caplog):
     data = batch(counts=(6, 1), queries=4)
     with caplog.at_level("WARNING"):
-        loss, _ = criterion()(**data)
+        loss, *_ = criterion()(**data)
     assert loss.isfinite()
     assert "Image 0 of a batch has 6 targets for 4 queries" in caplog.text
 

@@ -297,6 +297,7 @@ def check_outputs(config: HfMaskFormerConfig) -> None:
     model = build(config).eval()
     labelled = batch(config)
     layers, queries = config.query_decoder_layers, config.num_queries
+    predictions = layers + (config.query_decoder == "anchored")  # whose start is a prediction too
     for inputs in (labelled, unlabelled(labelled)):
         with torch.no_grad():
             plain = model(**inputs)
@@ -306,8 +307,10 @@ def check_outputs(config: HfMaskFormerConfig) -> None:
         assert plain.hidden_states is None
         assert plain.attentions is None
         assert torch.equal(plain.valid_extent, torch.tensor([[1.0, 1.0], [1.0, 0.75]]))
-        assert len(full.auxiliary_logits) == layers - 1
-        assert [states.shape for states in full.hidden_states] == [(2, queries, config.query_decoder_dim)] * layers
+        assert len(full.auxiliary_logits) == predictions - 1
+        assert [states.shape for states in full.hidden_states] == [
+            (2, queries, config.query_decoder_dim)
+        ] * predictions
         assert len(full.attentions) == layers
         for weights in full.attentions:
             assert weights.shape[:3] == (2, config.query_decoder_heads, queries)

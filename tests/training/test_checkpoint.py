@@ -1,12 +1,17 @@
 """Checkpoints are whole or absent, the newest N stay, and the optimizer comes back bit for bit without pickle."""
 
+import errno
 import json
+import logging
+import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from hf_maskformer.training import checkpoint as checkpoint_module
 from hf_maskformer.training.checkpoint import (
     checkpoints,
     load_optimizer,
@@ -53,7 +58,10 @@ def step(model, optimizer):
 
 def save(folder, model, optimizer, number, keep=2):
     state = {"step": number, "progress": {"step": number, "seconds": 1.5}}
-    return save_checkpoint(folder, model=model, processor=Processor(), optimizer=optimizer, state=state, keep=keep)
+    optimizer_state = optimizer.state_dict()
+    return save_checkpoint(
+        folder, model=model, processor=Processor(), optimizer_state=optimizer_state, state=state, keep=keep
+    )
 
 
 def test_keeps_the_newest(tmp_path):
@@ -110,6 +118,74 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path).name == "step-00000001"
     save(tmp_path, model, optimizer, 2, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"])
+def test_a_disk_that_is_full_in_the_middle_of_a_save_keeps_the_last_checkpoint(tmp_path, monkeypatch, file):
+    """The error of a full disk comes from Python for text, from safetensors for tensors."""
+    model = Saveable()
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    save(tmp_path, model, optimizer, 1, keep=1)
+
+    original = checkpoint_module.save_file
+
+    def full(tensors, path):
+        if path.name == file:
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        original(tensors, path)
+
+    def no_text(path, text):
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with path.open("w") as opened:
+            opened.write(text)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setitem(globals(), "save_file", full)
+    monkeypatch.setattr(checkpoint_module.Path, "write_text", no_text)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 7, 3 * 2**20))
+    with pytest.raises(OSError, match=r"step-00000002 could not be written, 3 MiB are free there: .*No space left"):
+        save_checkpoint(
+            tmp_path,
+            model=model,
+            processor=Processor(),
+            optimizer_state=optimizer.state_dict(),
+            state={"step": 2},
+            keep=1,
+            average={"layer.bias": torch.zeros(2)},
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert newest_checkpoint(tmp_path).name == "step-00000001"
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("part", [0, 5, 0.5, -1])
+def test_a_checkpoint_cut_off_is_passed_over_and_named(tmp_path, caplog, file, part):
+    """Down to nothing, to 5 bytes, to a half, by its last byte."""
+    model = Saveable()
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    for number in (1, 2):
+        save(tmp_path, model, optimizer, number)
+    path = tmp_path / "step-00000002" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part) if part == 0.5 else part])
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(tmp_path).name == "step-00000001"
+    assert f"step-00000002 is not whole and passed over: {path.name}" in caplog.text
+    assert [one.name for one in checkpoints(tmp_path)] == ["step-00000001"]
+    path.write_bytes(content)
+    assert newest_checkpoint(tmp_path).name == "step-00000002"
+
+
+def test_a_checkpoint_without_weights_is_not_whole(tmp_path, caplog):
+    model = Saveable()
+    save(tmp_path, model, optimizer_of(model), 1)
+    (tmp_path / "step-00000001" / "model" / "model.safetensors").unlink()
+    assert newest_checkpoint(tmp_path) is None
+    assert "holds no weights" in caplog.text
 
 
 def test_an_incomplete_directory_is_not_a_checkpoint(tmp_path):

@@ -71,9 +71,17 @@ def test_unknown_recipe_key_names_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batch_size: many", r"batch_size is 'many'; allowed: int"),
-        ("batch_size: 2.5", r"batch_size is 2.5; allowed: int"),
-        ("batch_size: true", r"batch_size is True; allowed: int"),
+        ("batch_size: many", r"batch_size is 'many'; allowed: int or auto$"),
+        ("batch_size: 2.5", r"batch_size is 2.5; allowed: int or auto"),
+        ("batch_size: true", r"batch_size is True; allowed: int or auto"),
+        ("images_per_step: 0\nmax_steps: 1", r"images_per_step is 0; it must be at least 1"),
+        ("lora_rank: 0\nmax_steps: 1", r"lora_rank is 0; it must be at least 1"),
+        ("lora_rank: 4\nmax_steps: 1", r"lora_rank is 4, but adapters of random weights learn little: give init_from"),
+        ("lora_alpha: 4\nmax_steps: 1", r"lora_alpha is 4, but without lora_rank there are no adapters"),
+        (
+            "lora_rank: 4\ninit_from: x\nfreeze: [backbone]\nmax_steps: 1",
+            r"freeze and lora_targets both name backbone",
+        ),
         ("schedule: linear", r"schedule is 'linear'; allowed: poly, cosine, step, constant"),
         ("schedule_steps: 0.5", r"schedule_steps is 0.5; allowed: several values of type float"),
         ("max_steps: 1\nschedule_steps: [0.9, 0.5]", r"schedule_steps is \(0.9, 0.5\); they must be rising"),
@@ -125,3 +133,18 @@ def test_every_option_has_help():
     add_flags(parser)
     for action in parser._actions:
         assert action.help
+
+
+def test_an_automatic_batch_size_is_a_word_and_no_number_yet():
+    parser = ArgumentParser()
+    add_flags(parser)
+    assert "--batch-size INT|auto" in parser.format_help()
+    config = TrainConfig(max_steps=1, **parse("--batch-size", "auto"))
+    with pytest.raises(RuntimeError, match="still 'auto'"):
+        _ = config.images_per_pass
+    assert TrainConfig(max_steps=1, **parse("--batch-size", "3")).images_per_pass == 3
+
+
+def test_parts_are_listed_or_none():
+    assert parse("--freeze", "backbone", "class_head") == {"freeze": ("backbone", "class_head")}
+    assert parse("--freeze", "none") == {"freeze": None}

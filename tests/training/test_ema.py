@@ -1,9 +1,5 @@
 """Averaged weights: the arithmetic, the exact return of the model's own, and a killed run that is resumed."""
 
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,26 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_maskformer.training import run as run_module
-from hf_maskformer.training.checkpoint import newest_checkpoint
 from hf_maskformer.training.ema import WeightAverage, warm_decay
 from hf_maskformer.training.train import train
-
-# Trains the configuration in argv[1]; the process ends itself by SIGKILL in the middle of step 3.
-KILLED_RUN = """
-import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
-from hf_maskformer.training import train as module
-from hf_maskformer.training.config import TrainConfig, checked_fields
-
-def training_step(*args, step, **keywords):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, step=step, **keywords)
-
-original, module.training_step = module.training_step, training_step
-module.train(TrainConfig(**checked_fields(json.loads(sys.argv[1]), "test")))
-"""
 
 
 def one_weight(value, dtype=torch.float32):
@@ -130,12 +108,10 @@ def test_averaging_changes_what_is_published_and_not_what_is_trained(tiny_run, t
     assert not equal(tensors(averaged), tensors(plain))
 
 
-def test_a_killed_run_ends_with_the_averages_of_an_uninterrupted_one(tiny_run):
+def test_a_killed_run_ends_with_the_averages_of_an_uninterrupted_one(tiny_run, kill_in_step_3):
     whole, cut = (tiny_run(name, max_steps=5, ema_decay=0.9) for name in ("whole", "cut"))
     train(whole)
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, json.dumps(cut.to_dict())], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert newest_checkpoint(Path(cut.output_dir) / "checkpoints").name == "step-00000002"
+    kill_in_step_3(cut)
     cut.resume = True
     train(cut)
     for name in (
@@ -143,6 +119,20 @@ def test_a_killed_run_ends_with_the_averages_of_an_uninterrupted_one(tiny_run):
         *(f"checkpoints/step-00000005/{n}.safetensors" for n in ("ema", "optimizer")),
     ):
         assert equal(tensors(whole.output_dir, name), tensors(cut.output_dir, name)), name
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_averages_of_one(tiny_run, train_in_processes):
+    overrides = {**tiny_run().config_overrides, "backbone_freeze_batch_norm": True, "query_decoder_dropout": 0.0}
+    options = {"ema_decay": 0.9, "max_steps": 2, "config_overrides": overrides, "val_split": None}
+    one, two = tiny_run("one", **options, batch_size=4), tiny_run("two", **options)
+    train(one)
+    train_in_processes(two)
+    for name in ("final/model", "checkpoints/step-00000002/ema"):
+        expected, found = (tensors(c.output_dir, f"{name}.safetensors") for c in (one, two))
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=2e-5, msg=key)
 
 
 def test_a_checkpoint_without_averages_is_named(tiny_run):

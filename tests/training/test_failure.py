@@ -1,12 +1,7 @@
 """The failure diary: what it holds, that a step run again from it fails alike, and when a run goes on."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,29 +13,6 @@ from hf_maskformer.training import train as train_module
 from hf_maskformer.training.failure import read_part, write_part
 from hf_maskformer.training.replay import replay
 from hf_maskformer.training.train import train
-
-TWO_PROCESSES = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-from hf_maskformer.training import train as module
-from hf_maskformer.training.config import TrainConfig, checked_fields
-from hf_maskformer.training.train import train
-
-def move(batch, device):
-    moved = original(batch, device)
-    calls.append(1)
-    if len(calls) == 3 and torch.distributed.get_rank() == 1:  # the first forward pass of two of step 1, on one
-        moved["pixel_values"][1] = float("nan")
-    return moved
-
-original, module.move, calls = module.move, move, []
-config = TrainConfig(**checked_fields(json.loads(sys.argv[1]), "test"))
-try:
-    print(train(config)["steps"])
-except FloatingPointError as error:
-    print(error)
-"""
 
 
 def log_lines(config):
@@ -85,7 +57,8 @@ def test_the_diary_holds_the_step(tiny_run, spoil, tmp_path):
     assert [len(batch["image_ids"]) for batch in window] == [2, 2]
     assert (record["step"], record["seed"], record["process"], record["num_processes"]) == (2, 7, 0, 1)
     assert len(record["terms"]) == 1  # the second pass ended before its loss
-    assert set(record["terms"][0]) == {"loss", "loss_class", "loss_mask", "loss_dice", "loss_pixel"}
+    layers = {f"loss_{name}/layer_{layer}" for name in ("class", "mask", "dice") for layer in (0, 1)}
+    assert set(record["terms"][0]) == {"loss", "loss_class", "loss_mask", "loss_dice", "loss_pixel", *layers}
     assert int(window[1]["pixel_values"].isnan().sum()) == 1
     assert window[0]["pixel_values"].isfinite().all()
     for batch in window:
@@ -205,36 +178,13 @@ def test_a_part_comes_back_as_it_was(tmp_path):
     assert str(record["terms"][0]["loss"]) == "nan"
 
 
-def run_two_processes(config):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["ACCELERATE_USE_CPU"] = "true"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, json.dumps(config.to_dict())],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        return [
-            SimpleNamespace(out=process.communicate(timeout=120)[0], code=process.returncode) for process in processes
-        ]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
-def test_two_processes_stop_or_skip_together(tiny_run, tmp_path, on_nonfinite):
-    """Only the second process has the bad image, in the first of two accumulated passes."""
+@pytest.mark.slow
+@pytest.mark.parametrize(("on_nonfinite", "number"), [("raise", 3), ("skip", 2), ("skip", 3)])
+def test_two_processes_stop_or_skip_together(tiny_run, tmp_path, train_with_a_bad_image, on_nonfinite, number):
+    """Only the second process has the bad image, in the first (2) or the last (3) of the two passes of step 1."""
     config = tiny_run(on_nonfinite=on_nonfinite, gradient_accumulation_steps=2, max_steps=3, val_split=None)
-    results = run_two_processes(config)
-    assert [one.code for one in results] == [0, 0]
+    results = train_with_a_bad_image(config, number)
+    assert [one.code for one in results] == [0, 0], results[1].errors
     folder = tmp_path / "run" / "failures" / "step-00000001"
     assert sorted(path.name for path in folder.iterdir()) == ["model", "process-0", "process-1"]
     if on_nonfinite == "skip":
@@ -242,4 +192,5 @@ def test_two_processes_stop_or_skip_together(tiny_run, tmp_path, on_nonfinite):
     else:
         assert all("step 1: Non-finite" in one.out and "(process 1); the images" in one.out for one in results)
     result = replay(folder, torch.device("cpu"))
-    assert [(one.process, one.finite) for one in result.passes] == [(0, True), (0, True), (1, False)]
+    own = [(1, True)] * (number - 2)
+    assert [(one.process, one.finite) for one in result.passes] == [(0, True), (0, True), *own, (1, False)]

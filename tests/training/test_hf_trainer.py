@@ -21,6 +21,36 @@ from hf_maskformer.training.train import training_step
 
 LORA_TARGETS = r"model\.(backbone|pixel_decoder|query_decoder)\..*\.(convolution|conv|query|value|expand|contract)"
 
+# One step of the trainer named in argv[2] from the model in argv[1], over 6 scenes in 2 processes; SGD with rate 1.
+ONE_STEP = """
+import sys
+import torch
+from safetensors.torch import save_file
+from transformers import Trainer, TrainingArguments
+from hf_maskformer.data import TrainingDataset, load
+from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
+from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
+from hf_maskformer.training import HfMaskFormerTrainer, TrainerCollator
+
+folder, name = sys.argv[1:]
+model = HfMaskFormerForUniversalSegmentation.from_pretrained(folder, dtype=torch.float64)
+trainer = {"plain": Trainer, "ours": HfMaskFormerTrainer}[name](
+    model=model,
+    args=TrainingArguments(
+        folder + "/trainer", per_device_train_batch_size=1, gradient_accumulation_steps=3, max_steps=1,
+        max_grad_norm=0.0, lr_scheduler_type="constant", use_cpu=True, ddp_backend="gloo", report_to="none",
+        save_strategy="no", disable_tqdm=True,
+    ),
+    train_dataset=TrainingDataset(load("scenes", split="train", image_size=64, length=6)),
+    data_collator=TrainerCollator(HfMaskFormerImageProcessor.from_pretrained(folder)),
+    optimizers=(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), None),
+)
+trainer.train()
+assert trainer.args.world_size == 2
+if trainer.is_world_process_zero():
+    save_file({n: p.detach().clone() for n, p in model.named_parameters()}, f"{folder}/{name}.safetensors")
+"""
+
 
 @pytest.fixture
 def tiny(tiny_run):
@@ -127,6 +157,24 @@ def test_plain_trainer_trains_but_is_not_exact_over_accumulation(tiny, tmp_path)
         differences.append(largest_difference(expected, found))
     assert differences[0] < 1e-9
     assert differences[1] > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_with_accumulation_take_the_step_of_one(tiny, tmp_path, in_processes):
+    """And the plain Trainer does not, so that the comparison can fail."""
+    model, processor = tiny[0].double(), tiny[1]
+    _, expected = gradients_by_loop(model, processor, images=6, batch_size=6)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    differences = {}
+    for name in ("ours", "plain"):
+        results = in_processes(ONE_STEP, str(tmp_path), name)
+        assert [one.code for one in results] == [0, 0], results[0].errors + results[1].errors
+        after = load_file(tmp_path / f"{name}.safetensors")
+        found = {key: value.detach() - after[key] for key, value in model.named_parameters()}
+        differences[name] = largest_difference(expected, found)
+    assert differences["ours"] < 1e-9
+    assert differences["plain"] > 1e-3
 
 
 @pytest.mark.parametrize(("trainer_class", "task"), [(HfMaskFormerTrainer, "panoptic"), (Trainer, "semantic")])

@@ -1,51 +1,59 @@
 """A run that is killed and resumed ends with the weights of one that was not; other runs are refused."""
 
 import json
-import signal
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.checkpoint import load_state, newest_checkpoint
 from hf_maskformer.training.config import TrainConfig, check_same_run
-from hf_maskformer.training.run import Keeper
+from hf_maskformer.training.run import Keeper, check_same_processes
 from hf_maskformer.training.train import open_optimizer, train
 
-# Trains the configuration in argv[1]; the process ends itself by SIGKILL in the middle of step 3.
-KILLED_RUN = """
-import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
-from hf_maskformer.training import train as module
-from hf_maskformer.training.config import TrainConfig, checked_fields
 
-def training_step(*args, step, **keywords):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, step=step, **keywords)
-
-original, module.training_step = module.training_step, training_step
-module.train(TrainConfig(**checked_fields(json.loads(sys.argv[1]), "test")))
-"""
-
-
-def test_a_run_killed_in_a_step_ends_with_the_uninterrupted_runs_weights(tiny_run):
+def test_a_run_killed_in_a_step_ends_with_the_uninterrupted_runs_weights(tiny_run, kill_in_step_3):
     whole = tiny_run("whole", max_steps=5)
     cut = tiny_run("cut", max_steps=5)
     train(whole)
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, json.dumps(cut.to_dict())], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert newest_checkpoint(Path(cut.output_dir) / "checkpoints").name == "step-00000002"
+    kill_in_step_3(cut)
     cut.resume = True
     train(cut)
     expected, found = (load_file(f"{c.output_dir}/final/model.safetensors") for c in (whole, cut))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_run, caplog):
+    whole, cut = tiny_run("whole"), tiny_run("cut")
+    for config in (whole, cut):
+        train(config)
+    folder = Path(cut.output_dir) / "checkpoints"
+    weights = folder / "step-00000004" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    shutil.rmtree(Path(cut.output_dir) / "final")
+    with pytest.raises(ValueError, match=r"already holds a run \(step-00000004\)"):
+        train(cut)
+    cut.resume = True
+    train(cut)
+    assert "step-00000004 is not whole and passed over: model.safetensors has" in caplog.text
+    expected, found = (load_file(f"{c.output_dir}/final/model.safetensors") for c in (whole, cut))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_other_processes_may_go_on_with_images_and_not_with_a_stream(tiny_run, tmp_path, caplog):
+    (tmp_path / "state.json").write_text(json.dumps({"num_processes": 2}))
+    check_same_processes(tmp_path, tiny_run(), 2)
+    assert not caplog.text
+    check_same_processes(tmp_path, tiny_run(), 1)
+    assert "was written by 2 processes, there are 1 now" in caplog.text
+    streamed = tiny_run(dataset_options={"streaming": True})
+    check_same_processes(tmp_path, streamed, 2)
+    with pytest.raises(ValueError, match=r"with 4 processes: .* was written by 2, which divide streamed data"):
+        check_same_processes(tmp_path, streamed, 4)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,7 @@ def test_the_scale_of_fp16_gradients_is_resumed(tmp_path):
         return SimpleNamespace(
             scaler=scaler,
             is_main_process=True,
+            num_processes=1,
             unwrap_model=lambda model: model,
             wait_for_everyone=lambda: None,
             log_with=[],
@@ -91,13 +100,14 @@ def test_the_scale_of_fp16_gradients_is_resumed(tmp_path):
     class Saved(torch.nn.Linear):
         def save_pretrained(self, folder):
             folder.mkdir(exist_ok=True)
+            save_file(self.state_dict(), folder / "model.safetensors")
 
     config = TrainConfig(max_steps=1, output_dir=str(tmp_path))
     model, first, second = Saved(2, 2), accelerator(), accelerator()
     optimizer, _ = open_optimizer(config, model, first, None)
     first.scaler.scale(model(torch.ones(1, 2)).sum()).backward()
     first.scaler.update(4.0)
-    keeper = Keeper(tmp_path, config, first, model, model, optimizer, None, resume_step=0)
+    keeper = Keeper(tmp_path, config, first, model, model, optimizer, None, resumed=TrainState())
     keeper.save_checkpoint(TrainState(step=1))
     checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     assert load_state(checkpoint)["scaler"]["scale"] == 4.0

@@ -204,3 +204,25 @@ def test_a_better_evaluation_starts_the_count_again_also_after_resuming(tiny_run
     evaluations_with(monkeypatch, [0.1])
     cut.resume = True
     assert (train(cut)["steps"], progress(tmp_path / "cut")["best_step"]) == (5, 3)
+
+
+# Trains the configuration in argv[1]; the evaluations, which only the main process makes, find ever less.
+WORSE_RUN = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from hf_maskformer.training import run
+from hf_maskformer.training.config import TrainConfig, checked_fields
+from hf_maskformer.training.train import train
+
+values = iter((0.5, 0.4, 0.3, 0.2, 0.1))
+run.evaluate = lambda *_, **__: {"pq": next(values)}
+print(train(TrainConfig(**checked_fields(json.loads(sys.argv[1]), "test")))["steps"])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_early_at_the_same_step(tiny_run, in_processes):
+    config = tiny_run(max_steps=6, evaluations=6, num_samples=0, early_stopping_patience=2)
+    results = in_processes(WORSE_RUN, json.dumps(config.to_dict()))
+    assert [(one.code, one.out.strip()) for one in results] == [(0, "3"), (0, "3")], results[1].errors

@@ -1,10 +1,12 @@
 """What a run cost and reached, as numbers and as the table that ends the command."""
 
 import json
+import sys
 
 import pytest
 import torch
 
+from hf_maskformer.training import summary as summary_module
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.summary import peak_rss, run_facts, summary_table
 from hf_maskformer.training.train import train
@@ -102,3 +104,11 @@ def test_a_resumed_run_counts_the_time_before_it_too(tiny_run, tmp_path):
     assert len(steps) == 4
     waited, total = (sum(line[name] for line in steps) for name in ("data_seconds", "seconds_per_step"))
     assert metrics["data_wait_share"] == pytest.approx(waited / total)
+
+
+def test_a_system_that_tells_no_memory_leaves_it_out(monkeypatch):
+    monkeypatch.setattr(summary_module.sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    facts = run_facts(TrainState(), images_per_step=1, device=torch.device("cpu"))
+    assert facts["peak_memory_mib"] is None
+    assert "peak memory" not in summary_table(facts, "nowhere")

@@ -37,6 +37,8 @@ def test_a_run_writes_all_it_promises(tiny_run, tmp_path):
     steps = [line for line in log_lines(config) if "event" not in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     named = {"loss", "loss_class", "loss_mask", "loss_dice", "grad_norm", "learning_rate", "images_per_second"}
+    for name in ("loss_class", "loss_mask", "loss_dice"):
+        assert steps[0][name] == pytest.approx(steps[0][f"{name}/layer_0"] + steps[0][f"{name}/layer_1"])
     assert named | {"data_seconds", "progress", "minutes"} <= set(steps[0])
     assert [line["step"] for line in log_lines(config) if line.get("event") == "evaluation"] == [2, 4]
     for name in ("best", "final"):

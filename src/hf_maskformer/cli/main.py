@@ -4,6 +4,7 @@ The verbs' modules import torch and the models only when they run, so that `--he
 """
 
 import argparse
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 2 for input that cannot be used, 1 for a run that failed."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(unknown_option(parser, arguments.verb, unknown))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("hf_maskformer").setLevel(logging.INFO)
     quiet_libraries()
@@ -54,6 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return code
     return 0
+
+
+def unknown_option(parser: argparse.ArgumentParser, verb: str, unknown: Sequence[str]) -> str:
+    """What argparse did not understand, with the verb's nearest option."""
+    wrong = next((word for word in unknown if word.startswith("--")), None)
+    if wrong is None:
+        return f"unexpected argument {unknown[0]!r} after {verb}"
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    options = list(verbs.choices[verb]._option_string_actions)
+    nearest = difflib.get_close_matches(wrong.partition("=")[0], options, n=1, cutoff=0.0)[0]
+    return f"unknown option {wrong}; the nearest one of {verb} is {nearest}"
 
 
 def quiet_libraries() -> None:

@@ -1,4 +1,8 @@
-"""The model card of a run, written from its JSON: nothing in it is typed by hand, and nothing unknown is claimed."""
+"""The model card of a run, written from its JSON: nothing in it is typed by hand, and nothing unknown is claimed.
+
+The sections follow Mitchell et al., Model Cards for Model Reporting, 2019, https://arxiv.org/abs/1810.03993. The cards
+of the presets (`hf_maskformer.hub.preset_card`) are put together by the same functions.
+"""
 
 from pathlib import Path
 
@@ -8,6 +12,8 @@ from hf_maskformer.hub.run_record import TASK_METRICS, RunRecord, read_run
 
 DECIMALS = 4
 PIPELINE_TAG = "image-segmentation"
+MAIN_TAG = "hf_maskformer"
+LONG_TABLE = 25  # rows that a card shows at once; the reader opens a longer table
 SEED_NOTE = "One run with one seed: differences of a few points between such runs are noise."
 # Fields of the recipe worth a line of the card; recipe.yaml holds all of them.
 RECIPE_FIELDS = (
@@ -39,7 +45,12 @@ With the package `hf_maskformer` installed and imported, `trust_remote_code` is 
 
 
 def model_card(
-    run: str | Path, repo_id: str, *, license_id: str | None = None, samples: tuple[str, ...] = ()
+    run: str | Path,
+    repo_id: str,
+    *,
+    license_id: str | None = None,
+    samples: tuple[str, ...] = (),
+    curves: str | None = None,
 ) -> ModelCard:
     """The card of the model in RUN/best.
 
@@ -51,32 +62,52 @@ def model_card(
         license_id: licence of the weights as the Hub names it, such as "apache-2.0"; None: the card says that none
             was given.
         samples: image files of the repository to show, each the truth beside the prediction.
+        curves: image file of the repository with the curves of the training.
 
     Raises:
         ValueError: the run is not complete, see `read_run`.
     """
-    return card_of(read_run(run), repo_id, license_id=license_id, samples=samples)
+    return card_of(read_run(run), repo_id, license_id=license_id, samples=samples, curves=curves)
 
 
 def card_of(
-    record: RunRecord, repo_id: str, *, license_id: str | None = None, samples: tuple[str, ...] = ()
+    record: RunRecord,
+    repo_id: str,
+    *,
+    license_id: str | None = None,
+    samples: tuple[str, ...] = (),
+    curves: str | None = None,
 ) -> ModelCard:
     """As `model_card`, of a run that was read before."""
+    head = f"{record.task.capitalize()} segmentation with a mask-classification model of the MaskFormer family"
     sections = {
         "Use": USE.format(repo_id=repo_id),
         "Model": model_section(record),
         "Training data": data_section(record),
-        "Recipe": recipe_section(record),
+        "Recipe": recipe_section(record, curves),
         "Results": results_section(record, repo_id, samples),
         "Hardware": hardware_section(record),
         "Limits": limits_section(record),
         "Licence": license_section(license_id),
     }
-    name = repo_id.split("/")[-1]
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    head = f"{record.task.capitalize()} segmentation with a mask-classification model of the MaskFormer family."
-    metadata = card_metadata(record, repo_id, license_id).to_yaml()
-    return ModelCard(f"---\n{metadata}\n---\n\n# {name}\n\n{head}\n\n{body}\n")
+    metadata = card_metadata(record, repo_id, license_id)
+    return write_card(metadata, repo_id.split("/")[-1], f"{head}{headline(record)}.", sections)
+
+
+def write_card(metadata: ModelCardData, title: str, head: str, sections: dict[str, str]) -> ModelCard:
+    """A card of these parts; it is parsed again, so that what the library cannot read does not leave this function."""
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {title}\n\n{head}\n\n{body}\n")
+
+
+def headline(record: RunRecord) -> str:
+    """The metric that the weights were chosen by, as the end of a sentence; empty where nothing was measured."""
+    main = next(iter(TASK_METRICS[record.task].values()))
+    if main not in record.results:
+        return ""
+    where = f"split `{record.options['val_split']}` of `{record.dataset}`"
+    images = "" if record.image_limit is None else f" (first {record.image_limit} images)"
+    return f": {main} {record.results[main]:.{DECIMALS}f} on {where}{images}"
 
 
 def card_metadata(record: RunRecord, repo_id: str, license_id: str | None) -> ModelCardData:
@@ -86,7 +117,7 @@ def card_metadata(record: RunRecord, repo_id: str, license_id: str | None) -> Mo
         library_name="transformers",
         license=license_id,
         pipeline_tag=PIPELINE_TAG,
-        tags=["hf_maskformer", PIPELINE_TAG, f"{record.task}-segmentation"],
+        tags=[MAIN_TAG, PIPELINE_TAG, f"{record.task}-segmentation"],
         datasets=[record.dataset_id] if record.dataset_id else None,
         base_model=record.base_model_id,
         model_name=repo_id.split("/")[-1],
@@ -124,18 +155,23 @@ def model_section(record: RunRecord) -> str:
         f"- **Canvas:** {' x '.join(map(str, model['image_size']))} pixels (height x width)",
         f"- **Classes:** {len(record.labels)}: " + ", ".join(_class_names(record)),
     ]
+    if model.get("transformers_version"):
+        lines.append(f"- **Written with:** transformers {model['transformers_version']}")
     return "\n".join(lines)
 
 
 def data_section(record: RunRecord) -> str:
     where = f"[{record.dataset_id}](https://huggingface.co/datasets/{record.dataset_id})"
     name = where if record.dataset_id else f"`{record.dataset}`"
-    text = f"Trained on split `{record.options['train_split']}` of {name}."
+    text = f"Trained on split `{record.options['train_split']}` of {name}"
     options = record.options.get("dataset_options")
-    return f"{text} Read with {_pairs(options)}." if options else text
+    text += f", read with {_pairs(options)}." if options else "."
+    if record.dataset_is_a_folder:
+        text += " The data lay in a folder of this name and is not part of this repository."
+    return text
 
 
-def recipe_section(record: RunRecord) -> str:
+def recipe_section(record: RunRecord, curves: str | None) -> str:
     rows = [
         f"| {name} | {_cell(record.options[name])} |"
         for name in RECIPE_FIELDS
@@ -143,13 +179,16 @@ def recipe_section(record: RunRecord) -> str:
     ]
     minutes = record.metrics.get("training_minutes")
     spent = f" in {minutes:.1f} minutes" if isinstance(minutes, (int, float)) else ""
+    data = " --dataset FOLDER" if record.dataset_is_a_folder else ""
     lines = [
         f"{record.metrics.get('steps')} optimizer steps{spent}; the weights are those of step "
         f"{record.metrics.get('best_step') or record.metrics.get('steps')}. "
         "[recipe.yaml](recipe.yaml) holds every option:",
-        f"```bash\nhf-maskformer train --recipe recipe.yaml --output-dir runs/{record.task}\n```",
+        f"```bash\nhf-maskformer train --recipe recipe.yaml{data} --output-dir runs/{record.task}\n```",
         "\n".join(["| option | value |", "| --- | --- |", *rows]),
     ]
+    if curves is not None:
+        lines.append(f"![losses, learning rate and metrics over the steps of the training]({curves})")
     return "\n\n".join(lines)
 
 
@@ -163,15 +202,26 @@ def results_section(record: RunRecord, repo_id: str, samples: tuple[str, ...]) -
         f"On {images} of split `{split}`, at their original size; the weights were chosen by the first of these "
         f"metrics on this split, so another split can score lower. {SEED_NOTE}",
         "\n".join(["| metric | value |", "| --- | --- |", *rows]),
+        f"Measured by:\n\n```bash\n{record.evaluation_command(repo_id)}\n```",
     ]
     if record.class_results:
-        main = {"semantic": "IoU", "instance": "mask AP", "panoptic": "PQ"}[record.task]
-        values = ["absent" if value is None else f"{value:.{DECIMALS}f}" for value in record.class_results]
-        pairs = zip(_class_names(record), values, strict=True)
-        blocks.append("\n".join([f"| class | {main} |", "| --- | --- |", *(f"| {n} | {v} |" for n, v in pairs)]))
-    blocks.append(f"```bash\n{record.evaluation_command(repo_id)}\n```")
+        blocks.append(class_table(record))
+    if samples:
+        blocks.append("Images of that split, the annotation and what the model makes of them:")
     blocks += [f"![image, truth and prediction]({path})" for path in samples]
     return "\n\n".join(blocks)
+
+
+def class_table(record: RunRecord) -> str:
+    """The main metric of every class; folded away where there are many."""
+    main = {"semantic": "IoU", "instance": "mask AP", "panoptic": "PQ"}[record.task]
+    values = ["absent" if value is None else f"{value:.{DECIMALS}f}" for value in record.class_results]
+    rows = [f"| {name} | {value} |" for name, value in zip(_class_names(record), values, strict=True)]
+    table = "\n".join([f"| class | {main} |", "| --- | --- |", *rows])
+    title = f"{main} of each class"
+    if len(rows) > LONG_TABLE:
+        return f"<details>\n<summary>{title}</summary>\n\n{table}\n\n</details>"
+    return f"{title}:\n\n{table}"
 
 
 def hardware_section(record: RunRecord) -> str:

@@ -20,10 +20,12 @@ TASK_METRICS = {
     "panoptic": {"pq": "PQ", "sq": "SQ", "rq": "RQ", "mean_iou": "mIoU", "map": "mask AP of things"},
 }
 OPTIONS_OF_THIS_MACHINE = {"cache_dir"}
-FIELDS_OF_THIS_MACHINE = {"output_dir", "resume"}
+# Who follows a published recipe must not publish to the repository it came from.
+FIELDS_OF_THIS_MACHINE = {"output_dir", "resume", "push_to_hub", "hub_private"}
 # The reader's options that the evaluation split does not take over from the training split.
 OPTIONS_OF_ONE_SPLIT = {"length", "seed", "image_size", "streaming", "shuffle_buffer"}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: stored, not learned
+BUILT_IN_DATASET = "scenes"  # drawn on the fly, without any files
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOCAL_PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # the beginning of one
 
@@ -47,6 +49,11 @@ class RunRecord:
     @property
     def task(self) -> str:
         return str(self.model["task"])
+
+    @property
+    def dataset_is_a_folder(self) -> bool:
+        """Whether `dataset` is the last part of a local path, so that a reader has to name their own."""
+        return self.dataset_id is None and self.dataset != BUILT_IN_DATASET
 
     @property
     def labels(self) -> dict[int, str]:

@@ -80,7 +80,9 @@ class Backbone(nn.Module):
         height, width = pixel_values.shape[-2:]
         if self.pad_multiple > 1:
             pixel_values = F.pad(pixel_values, (0, -width % self.pad_multiple, 0, -height % self.pad_multiple))
-        checkpointing = self.gradient_checkpointing and self.training
+        # Nothing of a frozen backbone is kept for the backward pass, so there is nothing to compute again.
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        checkpointing = self.gradient_checkpointing and self.training and trained
         if checkpointing and not pixel_values.requires_grad:
             # Reentrant checkpointing gives no gradients to a block none of whose inputs asks for them.
             pixel_values = pixel_values.detach().requires_grad_()

@@ -69,11 +69,13 @@ class HfMaskFormerConfig(PreTrainedConfig):
         pixel_decoder: `"fpn"` or `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
             models, official code `TransformerEncoderPixelDecoder`).
         pixel_decoder_layers: Encoder layers of `"fpn_transformer"`.
-        query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3).
+        query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3). `"anchored"`: things start
+            from the pixels that look most like the middle of an object, each class of stuff from a learned query.
         query_decoder_memory_stride: Which map the queries attend to; 32, the coarsest, is published.
         num_queries: N, the number of predicted masks.
         mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding;
-            `"located_dot_product"` adds fixed codes of the pixel's place.
+            `"located_dot_product"` adds fixed codes of the pixel's place; `"anchored_dot_product"` adds a paraboloid
+            around the query's anchor.
         class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object".
         class_activation: How class logits become probabilities.
         criterion_resolution: `"target"`: predictions are upsampled to the targets (published); `"prediction"`: targets
@@ -82,7 +84,12 @@ class HfMaskFormerConfig(PreTrainedConfig):
         loss_auxiliary: Supervise every decoder layer.
         loss_pixel_weight: Weight of an auxiliary per-pixel cross-entropy on the per-pixel embedding; its classifier is
             used in training only. 0 (published) leaves it out.
-        matcher: `"hungarian"` or `"fixed"` (query k predicts class k; semantic only; MaskFormer, Table 4).
+        loss_objectness_weight: Weight of the loss on the map that anchors are picked from (`"anchored"` only).
+        loss_one_to_many_weight: Weight of the mask losses of all queries anchored in a thing (`"anchored"` only).
+        matcher: `"hungarian"`, `"fixed"` (query k predicts class k; semantic only; MaskFormer, Table 4) or `"located"`
+            (a thing goes to a query anchored in it, stuff to the query of its class; needs `"anchored"`).
+        matcher_layers: `"each"` decoder layer is matched (published), or the `"last"` for all (kMaX-DeepLab, sec. 3).
+        matcher_location_cost: Of a pair that `"located"` should not make (FastInst: 1000).
         matcher_*_cost: Weights in the matching cost.
         task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold: What post-processing does by
             default; the same values stand in `preprocessor_config.json`.
@@ -110,7 +117,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     pixel_decoder_dropout: float | int = 0.1
     mask_dim: int = 256
 
-    query_decoder: Literal["standard"] = "standard"
+    query_decoder: Literal["standard", "anchored"] = "standard"
     query_decoder_layers: int = 6
     query_decoder_dim: int = 256
     query_decoder_heads: int = 8
@@ -122,7 +129,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     query_decoder_memory_stride: Literal[8, 16, 32] = 32
     num_queries: int = 100
 
-    mask_head: Literal["dot_product", "located_dot_product"] = "dot_product"
+    mask_head: Literal["dot_product", "located_dot_product", "anchored_dot_product"] = "dot_product"
     mask_head_layers: int = 3
     class_head: Literal["linear"] = "linear"
     class_activation: Literal["softmax", "sigmoid"] = "softmax"
@@ -132,14 +139,18 @@ class HfMaskFormerConfig(PreTrainedConfig):
     loss_mask_weight: float | int = 20.0
     loss_dice_weight: float | int = 1.0
     loss_pixel_weight: float | int = 0.0
+    loss_objectness_weight: float | int = 1.0
+    loss_one_to_many_weight: float | int = 0.0
     loss_no_object_weight: float | int = 0.1
     loss_focal_alpha: float | int = 0.25
     loss_focal_gamma: float | int = 2.0
     loss_auxiliary: bool = True
-    matcher: Literal["hungarian", "fixed"] = "hungarian"
+    matcher: Literal["hungarian", "fixed", "located"] = "hungarian"
+    matcher_layers: Literal["each", "last"] = "each"
     matcher_class_cost: float | int = 1.0
     matcher_mask_cost: float | int = 20.0
     matcher_dice_cost: float | int = 1.0
+    matcher_location_cost: float | int = 1000.0
 
     task: Literal["semantic", "instance", "panoptic"] = "panoptic"
     thing_label_ids: list[int] | tuple[int, ...] | None = None
@@ -227,6 +238,27 @@ class HfMaskFormerConfig(PreTrainedConfig):
                 f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {self.task!r}) and "
                 f"num_queries ({self.num_queries}) at least the number of labels ({len(self.id2label)})."
             )
+
+        self._validate_anchors()
+
+    def _validate_anchors(self) -> None:
+        """Parts that need anchored queries, and the number of queries that are left for anchors."""
+        if self.query_decoder == "anchored":
+            stuff = len(self.id2label) - len(self.thing_label_ids or ())
+            if self.num_queries <= stuff:
+                raise ValueError(
+                    f"query_decoder 'anchored' gives one query to each of the {stuff} classes of stuff and the others "
+                    f"to things; num_queries is {self.num_queries} and must be greater."
+                )
+            if not self.thing_label_ids:
+                raise ValueError(
+                    "query_decoder 'anchored' anchors the queries of things, but thing_label_ids is empty; use "
+                    "'standard' (with matcher 'fixed' for semantic models)."
+                )
+            return
+        for name, value in (("matcher", "located"), ("mask_head", "anchored_dot_product")):
+            if getattr(self, name) == value:
+                raise ValueError(f"{name} {value!r} needs query_decoder 'anchored', which is {self.query_decoder!r}.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

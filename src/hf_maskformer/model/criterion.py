@@ -6,36 +6,31 @@ gradients. Works in float32, or float64 when the logits are, whatever the model'
 inside.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
 from .losses import class_loss, dice_loss, focal_loss, pairwise_mask_costs, pixel_loss
-from .matcher import Match, match_fixed, match_hungarian
+from .matcher import Match, location_cost, match_fixed, match_hungarian
+from .objectness import objectness_loss, objectness_target
+from .targets import Targets, average_masks, paint_labels, prepare_targets, resize_masks, within_unit
 
 logger = logging.get_logger(__name__)
 
 
-class Targets(NamedTuple):
-    """The batch's targets, padded to the largest number of segments N."""
-
-    masks: Tensor  # (B, N, H, W) bool, uint8 or float; 0 beyond an image's own segments
-    labels: list[Tensor]  # B tensors (N_i,)
-    counts: list[int]
-    valid: Tensor  # (B, H, W) bool, False in padding
-
-
 class Criterion(nn.Module):
-    """`predictions per layer, targets -> (loss, loss_dict)`.
+    """`predictions per layer, targets -> (loss, loss_dict, layer_losses)`.
 
     `loss_dict` holds the unweighted terms, summed over layers: `loss_class`, `loss_mask` (focal), `loss_dice` and,
-    with a pixel weight, `loss_pixel`.
+    where the model has them, `loss_pixel`, `loss_objectness` and `loss_one_to_many`. `layer_losses` holds the share of
+    each layer in the first three, (L,) detached.
     """
 
     def __init__(
@@ -54,6 +49,11 @@ class Criterion(nn.Module):
         focal_alpha: float,
         focal_gamma: float,
         resolution: str,
+        location_cost: float = 0.0,
+        matched_layers: str = "each",
+        objectness_weight: float = 0.0,
+        one_to_many_weight: float = 0.0,
+        thing_label_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.num_labels = num_labels
@@ -63,11 +63,20 @@ class Criterion(nn.Module):
             "loss_mask": mask_weight,
             "loss_dice": dice_weight,
             "loss_pixel": pixel_weight,
+            "loss_objectness": objectness_weight,
+            "loss_one_to_many": one_to_many_weight,
         }
         self.no_object_weight = no_object_weight
         self.class_cost, self.mask_cost, self.dice_cost = class_cost, mask_cost, dice_cost
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.resolution = resolution
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = checkpoint  # set by transformers, as in Backbone
+        self.location_cost, self.matched_layers = location_cost, matched_layers
+        stuff = [label for label in range(num_labels) if label not in thing_label_ids]
+        stuff_queries = [stuff.index(label) if label in stuff else -1 for label in range(num_labels)]
+        # Moved when used, not a buffer: transformers fills buffers that are in no checkpoint with nothing.
+        self.stuff_queries = torch.tensor(stuff_queries, device="cpu")
 
     def forward(
         self,
@@ -79,7 +88,9 @@ class Criterion(nn.Module):
         pixel_mask: Tensor | None,
         pixel_logits: Tensor | None,
         normalizer: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        anchors: Tensor | None = None,
+        objectness: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss of L layers of B images.
 
         Args:
@@ -90,6 +101,8 @@ class Criterion(nn.Module):
             pixel_mask: (B, H, W), 0 in padding; None: nothing is padded.
             pixel_logits: (B, K, h, w) of the auxiliary per-pixel classifier, or None.
             normalizer: (3,) counts of masks, class weight and images, see `loss_normalizer`.
+            anchors: (B, Q, 2) cells of the queries in the mask logits, for the matcher "located".
+            objectness: (B, h, w) logits that the anchors were picked from, or None.
 
         Raises:
             ValueError: Targets of wrong number, size or class.
@@ -102,20 +115,45 @@ class Criterion(nn.Module):
             targets = prepare_targets(mask_labels, class_labels, pixel_mask, num_images=classes.shape[1])
             coarse_valid = resize_masks(targets.valid[:, None], masks.shape[-2:])[:, 0].to(dtype)  # (B, h, w)
             coarse = resize_masks(targets.masks, masks.shape[-2:]).to(dtype) * coarse_valid[:, None]  # (B, N, h, w)
-            matches, padded = self._match(classes.detach(), masks.detach(), targets, coarse, coarse_valid)
+            matches, padded = self._match(
+                classes.detach(), masks.detach(), targets, coarse, coarse_valid, anchors, objectness
+            )
             mask_count, class_count, image_count = normalizer.to(device=classes.device, dtype=dtype).unbind()
-            terms = {"loss_class": self._class_term(classes, targets, matches) / class_count}
             focal, dice = self._mask_terms(masks, targets, matches, padded=padded)
-            terms["loss_mask"], terms["loss_dice"] = focal / mask_count, dice / mask_count
+            by_layer = {
+                "loss_class": self._class_term(classes, targets, matches) / class_count,
+                "loss_mask": focal / mask_count,
+                "loss_dice": dice / mask_count,
+            }
+            terms = {name: losses.sum() for name, losses in by_layer.items()}
             if pixel_logits is not None:
                 label_map = paint_labels(coarse, targets.labels)
                 terms["loss_pixel"] = pixel_loss(pixel_logits.to(dtype), label_map).sum() / image_count
+            if objectness is not None:
+                things = [self._things(*image) for image in zip(coarse, targets.labels, strict=True)]
+                bumps = torch.stack([objectness_target(masks) for masks in things])  # (B, h, w)
+                losses = objectness_loss(objectness.to(dtype), bumps, coarse_valid)
+                terms["loss_objectness"] = losses.sum() / mask_count
+            if self.weights["loss_one_to_many"] and anchors is not None:
+                term = self._one_to_many_term(masks[-1], targets, coarse, anchors, padded=padded)
+                terms["loss_one_to_many"] = term / mask_count
             loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return loss, terms
+        return loss, terms, {name: losses.detach() for name, losses in by_layer.items()}
+
+    def _things(self, masks: Tensor, labels: Tensor) -> Tensor:
+        """The (n, h, w) masks of an image's things, of its padded (N, h, w) ones."""
+        return masks[: len(labels)][self.stuff_queries.to(labels.device)[labels] < 0]
 
     @torch.no_grad()
     def _match(
-        self, classes: Tensor, masks: Tensor, targets: Targets, coarse: Tensor, coarse_valid: Tensor
+        self,
+        classes: Tensor,
+        masks: Tensor,
+        targets: Targets,
+        coarse: Tensor,
+        coarse_valid: Tensor,
+        anchors: Tensor | None,
+        objectness: Tensor | None,
     ) -> tuple[list[list[Match]], bool]:
         """Per layer and image (queries, targets), and whether any pixel is padding.
 
@@ -132,12 +170,21 @@ class Criterion(nn.Module):
                 classes.isfinite().all(-1).all(-1).all(0),
                 masks.isfinite().flatten(2).all(-1).all(0),
                 coarse.isfinite().flatten(1).all(-1),
-                _within_unit(targets.masks),
+                within_unit(targets.masks),
+                (coarse_valid if objectness is None else objectness).isfinite().flatten(1).all(1),
             ]
-        )  # (4, B)
-        costs = classes.new_zeros((layers, images, queries, most))
-        if self.matcher == "hungarian" and most:
-            costs = self._costs(classes, masks, labels.clamp(0, self.num_labels - 1), coarse, coarse_valid)
+        )  # (5, B)
+        first = layers - 1 if self.matched_layers == "last" else 0  # of the layers that are matched
+        costs = classes.new_zeros((layers - first, images, queries, most))
+        if self.matcher != "fixed" and most:
+            known = labels.clamp(0, self.num_labels - 1)
+            costs = self._costs(classes[first:], masks[first:], known, coarse, coarse_valid)
+            if self.matcher == "located":
+                if anchors is None:
+                    raise ValueError("matcher 'located' needs the anchors of query_decoder 'anchored'")
+                costs = costs + location_cost(
+                    anchors, coarse, known, self.stuff_queries.to(known.device), cost=self.location_cost
+                )
         padding = ~targets.valid.all()
         parts = [part.to(costs.dtype) for part in (costs, labels, wrong_label, finite, padding)]
         host = torch.cat([part.flatten() for part in parts]).cpu().numpy()
@@ -155,7 +202,8 @@ class Criterion(nn.Module):
             raise FloatingPointError(
                 "Finite logits gave a non-finite matching cost: they are too large for the dtype."
             )
-        return match_hungarian(cost_values.reshape(costs.shape), targets.counts), bool(padded)
+        matches = match_hungarian(cost_values.reshape(costs.shape), targets.counts)
+        return matches * (layers // len(matches)), bool(padded)
 
     def _costs(self, classes: Tensor, masks: Tensor, labels: Tensor, coarse: Tensor, coarse_valid: Tensor) -> Tensor:
         """(L, B, Q, N) costs; the class cost is -p(class), as DETR and MaskFormer have it."""
@@ -170,18 +218,18 @@ class Criterion(nn.Module):
         return mask_costs - self.class_cost * classes.softmax(-1).gather(-1, index)
 
     def _class_term(self, classes: Tensor, targets: Targets, matches: list[list[Match]]) -> Tensor:
-        """Cross-entropy summed over layers, images and queries; unmatched queries are "no object"."""
+        """(L,) cross-entropy summed over images and queries; unmatched queries are "no object"."""
         wanted = torch.full(classes.shape[:3], self.num_labels, dtype=torch.int64, device=classes.device)
         for layer, layer_matches in enumerate(matches):
             for image, (queries, segments) in enumerate(layer_matches):
                 chosen = targets.labels[image][torch.as_tensor(segments, device=classes.device)]
                 wanted[layer, image, torch.as_tensor(queries, device=classes.device)] = chosen
-        return class_loss(classes, wanted, no_object_weight=self.no_object_weight)
+        return class_loss(classes, wanted, no_object_weight=self.no_object_weight).sum((1, 2))
 
     def _mask_terms(
         self, masks: Tensor, targets: Targets, matches: list[list[Match]], *, padded: bool
     ) -> tuple[Tensor, Tensor]:
-        """Focal and dice loss, summed over all matched pairs of all layers."""
+        """Focal and dice loss, summed over the matched pairs of each layer: (L,) and (L,)."""
         rows = [
             (layer, image, query, segment)
             for layer, layer_matches in enumerate(matches)
@@ -189,23 +237,67 @@ class Criterion(nn.Module):
             for query, segment in zip(queries.tolist(), segments.tolist(), strict=True)
         ]
         if not rows:
-            nothing = masks.sum() * 0  # keeps every parameter in the graph, which DDP needs
+            nothing = masks.flatten(1).sum(1) * 0  # keeps every parameter in the graph, which DDP needs
             return nothing, nothing
-        layer, image, query, segment = torch.tensor(rows, device=masks.device).unbind(1)
-        logits = masks[layer, image, query]  # (M, h, w)
-        dense_valid = targets.valid.to(masks.dtype)
+        pairs = torch.tensor(rows, device=masks.device)  # (M, 4)
         if self.resolution == "target":
-            size = (targets.masks.shape[-2], targets.masks.shape[-1])
-            if padded:
-                logits = extend_into_padding(logits, targets.valid[image])
-            logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            wanted, valid = targets.masks[image, segment].to(masks.dtype), dense_valid
+            wanted, valid = targets.masks, targets.valid
         else:
-            shares, valid = average_masks(targets.masks, dense_valid, masks.shape[-2:])
-            wanted = shares[image, segment]
-        logits, wanted, valid = logits.flatten(1), wanted.flatten(1), valid.flatten(1)[image]  # (M, P)
-        focal = focal_loss(logits, wanted, valid, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        return focal.sum(), dice_loss(logits, wanted, valid).sum()
+            wanted, valid = average_masks(targets.masks, targets.valid.to(masks.dtype), masks.shape[-2:])
+        again = self.gradient_checkpointing and self.training
+        # One layer at a time: only its masks are upsampled again in the backward pass.
+        counts = torch.bincount(pairs[:, 0], minlength=masks.shape[0]).tolist() if again else [len(rows)]
+        parts = []
+        for group in pairs.split(counts):
+            layer, image, query, segment = group.unbind(1)
+            inputs = (masks[layer, image, query], wanted, valid, image, segment, padded)
+            compute = self._gradient_checkpointing_func if again else _call
+            parts.append(compute(self._pair_losses, *inputs))
+        focal, dice = torch.cat(parts, dim=1).unbind()  # (M,)
+        nothing = focal.new_zeros(masks.shape[0])
+        return nothing.index_add(0, pairs[:, 0], focal), nothing.index_add(0, pairs[:, 0], dice)
+
+    def _one_to_many_term(
+        self, masks: Tensor, targets: Targets, coarse: Tensor, anchors: Tensor, *, padded: bool
+    ) -> Tensor:
+        """Weighted focal and dice loss of the last layer (B, Q, h, w), of every query in the thing it is anchored in.
+
+        The mean over the queries of a thing, summed over things. H-DETR (Jia et al., CVPR 2023) trains further queries
+        against repeated targets; here the place says which queries belong to one.
+        """
+        labels = nn.utils.rnn.pad_sequence(targets.labels, batch_first=True)  # (B, N)
+        queries = self.stuff_queries.to(labels.device)
+        outside = location_cost(anchors, coarse, labels, queries, cost=1.0)  # (B, Q, N)
+        belongs = (outside == 0) & (queries[labels] < 0)[:, None]
+        image, query, segment = belongs.nonzero().unbind(1)  # (P,)
+        if not len(image):
+            return masks.sum() * 0
+        if self.resolution == "target":
+            wanted, valid = targets.masks, targets.valid
+        else:
+            wanted, valid = average_masks(targets.masks, targets.valid.to(masks.dtype), masks.shape[-2:])
+        focal, dice = self._pair_losses(masks[image, query], wanted, valid, image, segment, padded).unbind()
+        losses = self.weights["loss_mask"] * focal + self.weights["loss_dice"] * dice
+        return (losses / belongs.sum(1)[image, segment]).sum()
+
+    def _pair_losses(
+        self, logits: Tensor, wanted: Tensor, valid: Tensor, image: Tensor, segment: Tensor, padded: bool
+    ) -> Tensor:
+        """Focal and dice loss of (M, h, w) logits, each with its image and segment: (2, M)."""
+        if self.resolution == "target":
+            size = (wanted.shape[-2], wanted.shape[-1])
+            if padded:
+                logits = extend_into_padding(logits, valid[image])
+            logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        logits = logits.flatten(1)  # (M, P)
+        masks = wanted[image, segment].to(logits.dtype).flatten(1)
+        weight = valid.to(logits.dtype).flatten(1)[image]
+        focal = focal_loss(logits, masks, weight, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        return torch.stack([focal, dice_loss(logits, masks, weight)])
+
+
+def _call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return function(*inputs)
 
 
 def loss_normalizer(
@@ -243,48 +335,6 @@ def loss_normalizer(
     return torch.stack([masks.clamp(min=1), class_weight, images.clamp(min=1)]) / (world * divisor)
 
 
-def prepare_targets(
-    mask_labels: Sequence[Tensor], class_labels: Sequence[Tensor], pixel_mask: Tensor | None, *, num_images: int
-) -> Targets:
-    """Check the batch's targets and pad them to one tensor; masks keep their dtype (bool stays bool)."""
-    if len(mask_labels) != num_images or len(class_labels) != num_images:
-        raise ValueError(
-            f"{num_images} images need as many targets; got {len(mask_labels)} mask_labels, "
-            f"{len(class_labels)} class_labels."
-        )
-    sizes = {tuple(masks.shape[-2:]) for masks in mask_labels}
-    if len(sizes) > 1:
-        raise ValueError(f"mask_labels must share one canvas (pad them with 0), got the sizes {sorted(sizes)}.")
-    for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if masks.ndim != 3 or labels.ndim != 1 or len(masks) != len(labels):
-            raise ValueError(
-                f"Image {index}: mask_labels must be (N, H, W) and class_labels (N,), got {tuple(masks.shape)} and "
-                f"{tuple(labels.shape)}."
-            )
-    counts = [len(masks) for masks in mask_labels]
-    padded = nn.utils.rnn.pad_sequence(list(mask_labels), batch_first=True)  # (B, N, H, W)
-    height, width = padded.shape[-2:]
-    if pixel_mask is None:
-        valid = torch.ones((num_images, height, width), dtype=torch.bool, device=padded.device)
-    else:
-        valid = resize_masks((pixel_mask > 0)[:, None], (height, width))[:, 0]
-    return Targets(padded, [labels.to(torch.int64) for labels in class_labels], counts, valid)
-
-
-def resize_masks(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Nearest-neighbour resize of (B, N, H, W) masks; bool, uint8 and float keep their dtype, others get float32."""
-    size = (size[0], size[1])
-    if not masks.numel():
-        return masks.new_zeros((masks.shape[0], masks.shape[1], *size))
-    if masks.shape[-2:] == size:
-        return masks
-    if masks.dtype == torch.bool:
-        return F.interpolate(masks.to(torch.uint8), size=size, mode="nearest").to(torch.bool)
-    if masks.dtype != torch.uint8 and not masks.is_floating_point():
-        masks = masks.to(torch.float32)
-    return F.interpolate(masks, size=size, mode="nearest")
-
-
 def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
     """Repeat the last valid row and column of (M, h, w) logits over the padding at the bottom and right.
 
@@ -300,38 +350,6 @@ def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
     return logits.gather(2, column_index[:, None, :].expand_as(logits))
 
 
-def average_masks(masks: Tensor, valid: Tensor, size: tuple[int, int] | torch.Size) -> tuple[Tensor, Tensor]:
-    """Average masks down to the share of each cell's *valid* pixels that they cover.
-
-    Args:
-        masks: (B, N, H, W).
-        valid: (B, H, W) in the dtype of the result, 0 in padding.
-        size: Height and width of the result.
-
-    Returns:
-        (B, N, h, w) shares, and (B, h, w) the share of each cell that is valid: its weight in the loss.
-    """
-    size = (size[0], size[1])
-    weight = F.adaptive_avg_pool2d(valid[:, None], size)  # (B, 1, h, w)
-    covered = F.adaptive_avg_pool2d(masks.to(valid.dtype) * valid[:, None], size)  # (B, N, h, w)
-    return covered / weight.clamp(min=torch.finfo(valid.dtype).tiny), weight[:, 0]
-
-
-def paint_labels(masks: Tensor, labels: Sequence[Tensor]) -> Tensor:
-    """(B, N, h, w) masks and their classes -> (B, h, w) class map, -1 where no mask lies; smaller masks lie on top."""
-    images, most, height, width = masks.shape
-    if most == 0:
-        return torch.full((images, height, width), -1, dtype=torch.int64, device=masks.device)
-    classes = torch.full((images, most), -1, dtype=torch.int64, device=masks.device)
-    for index, image_labels in enumerate(labels):
-        classes[index, : len(image_labels)] = image_labels
-    area = masks.flatten(2).sum(-1)  # (B, N)
-    priority = (masks > 0.5) / area.clamp(min=1)[:, :, None, None]  # (B, N, h, w)
-    best, owner = priority.max(dim=1)  # (B, h, w)
-    painted = classes.gather(1, owner.flatten(1)).view(images, height, width)
-    return painted.masked_fill(best <= 0, -1)
-
-
 def _check_labels(labels: np.ndarray, wrong: np.ndarray, num_labels: int) -> None:
     if not wrong.any():
         return
@@ -343,16 +361,8 @@ def _check_labels(labels: np.ndarray, wrong: np.ndarray, num_labels: int) -> Non
     )
 
 
-def _within_unit(masks: Tensor) -> Tensor:
-    """Per image, whether all of its (N, H, W) masks lie within 0..1: (B, N, H, W) -> (B,)."""
-    if masks.dtype == torch.bool or not masks.numel():
-        return torch.ones(masks.shape[0], dtype=torch.bool, device=masks.device)
-    flat = masks.flatten(1)
-    return ~((flat < 0) | (flat > 1)).any(-1)
-
-
 def _check_finite(finite: np.ndarray) -> None:
-    for row, what in enumerate(("class logits", "mask logits", "mask_labels")):
+    for row, what in ((0, "class logits"), (1, "mask logits"), (2, "mask_labels"), (4, "objectness logits")):
         if not finite[row].all():
             image = int(np.argmin(finite[row]))
             raise FloatingPointError(

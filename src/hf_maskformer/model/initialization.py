@@ -1,12 +1,17 @@
 """Initial weights of every part that the published code initialises in its own way."""
 
+import math
+
+import torch
 from torch import nn
 from transformers import initialization as init
 
 from .class_head import LinearClassHead
 from .layers import MLP, Attention, ConvNormActivation, FeedForward
-from .mask_head import LocatedDotProductMaskHead
+from .mask_head import AnchoredDotProductMaskHead, LocatedDotProductMaskHead
+from .objectness import PRIOR, ObjectnessHead
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
+from .query_decoder_anchored import AnchoredQueryDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
 
@@ -30,6 +35,19 @@ def initialize(module: nn.Module) -> None:
     elif isinstance(module, LocatedDotProductMaskHead):
         init.xavier_uniform_(module.place.weight)
         init.zeros_(module.place.bias)
+    elif isinstance(module, AnchoredQueryDecoder):
+        if module.stuff_queries is not None:
+            init.normal_(module.stuff_queries.weight)
+        if isinstance(module.input_projection, nn.Conv2d):
+            _initialize_projection(module.input_projection)
+    elif isinstance(module, ObjectnessHead):
+        _initialize_projection(module.hidden)
+        init.normal_(module.output.weight, std=0.01)
+        init.constant_(module.output.bias, math.log(PRIOR / (1 - PRIOR)))
+    elif isinstance(module, AnchoredDotProductMaskHead):
+        # Every query starts as the same disc, about 56 pixels wide: softplus(1) r^2 = 1 at its border.
+        init.normal_(module.place.weight, std=0.01)
+        init.copy_(module.place.bias, torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]))
     elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)

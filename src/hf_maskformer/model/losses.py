@@ -52,10 +52,11 @@ def pairwise_mask_costs(
 
 
 def class_loss(logits: Tensor, targets: Tensor, *, no_object_weight: float) -> Tensor:
-    """Sum over all queries of the weighted cross-entropy: (..., K + 1), (...) -> scalar; class K is "no object"."""
+    """Weighted cross-entropy of every query: (..., K + 1), (...) -> (...); class K is "no object"."""
     weights = logits.new_ones(logits.shape[-1])
     weights[-1] = no_object_weight
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), weight=weights, reduction="sum")
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), weight=weights, reduction="none")
+    return flat.view(targets.shape)
 
 
 def pixel_loss(logits: Tensor, label_map: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ Contracts between the parts (letters: B batch, Q queries, N segments, C channels
     pixel decoder:  features, padding -> (mask_features (B, E, H/4, W/4), memory: list of (B, C, H_l, W_l))
     query decoder:  memory, mask_features, padding, heads -> list of per-layer predictions, first to last
     class head:     (B, Q, C) -> (B, Q, K + 1), the last column is "no object"
-    mask head:      (B, Q, C), (B, E, H, W) -> (B, Q, H, W) logits
-    criterion:      predictions per layer, targets -> (loss, loss_dict)
+    mask head:      (B, Q, C), (B, E, H, W), anchors (B, Q, 2) or None -> (B, Q, H, W) logits
+    criterion:      predictions per layer, targets -> (loss, loss_dict, layer_losses)
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,11 @@ from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import Criterion, loss_normalizer
 from .initialization import initialize
 from .input_checks import check_inputs, check_targets, refuse_unknown_arguments
-from .mask_head import DotProductMaskHead, LocatedDotProductMaskHead
+from .mask_head import AnchoredDotProductMaskHead, DotProductMaskHead, LocatedDotProductMaskHead
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
+from .query_decoder_anchored import AnchoredQueryDecoder
 from .query_decoder_standard import LayerPrediction, StandardQueryDecoder
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,30 +52,23 @@ def _fpn(config: HfMaskFormerConfig, channels: list[int]) -> FpnPixelDecoder:
 
 
 def _fpn_transformer(config: HfMaskFormerConfig, channels: list[int]) -> TransformerFpnPixelDecoder:
-    return TransformerFpnPixelDecoder(
-        channels,
-        dim=config.pixel_decoder_dim,
-        mask_dim=config.mask_dim,
-        layers=config.pixel_decoder_layers,
-        heads=config.pixel_decoder_heads,
-        ffn_dim=config.pixel_decoder_ffn_dim,
-        dropout=config.pixel_decoder_dropout,
-    )
+    sizes = _fields(config, "pixel_decoder", "dim", "layers", "heads", "ffn_dim", "dropout")
+    return TransformerFpnPixelDecoder(channels, mask_dim=config.mask_dim, **sizes)
 
 
 def _standard_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) -> StandardQueryDecoder:
     return StandardQueryDecoder(
+        memory_channels, num_queries=config.num_queries, **_fields(config, "query_decoder", *QUERY_DECODER_FIELDS)
+    )
+
+
+def _anchored_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) -> AnchoredQueryDecoder:
+    return AnchoredQueryDecoder(
         memory_channels,
-        dim=config.query_decoder_dim,
-        layers=config.query_decoder_layers,
-        heads=config.query_decoder_heads,
-        ffn_dim=config.query_decoder_ffn_dim,
-        dropout=config.query_decoder_dropout,
-        attention_dropout=config.query_decoder_attention_dropout,
-        activation_dropout=config.query_decoder_activation_dropout,
-        activation=config.query_decoder_activation,
+        mask_dim=config.mask_dim,
         num_queries=config.num_queries,
-        memory_stride=config.query_decoder_memory_stride,
+        num_stuff=config.num_labels - len(config.thing_label_ids or ()),
+        **_fields(config, "query_decoder", *QUERY_DECODER_FIELDS),
     )
 
 
@@ -82,20 +76,34 @@ def _linear_class_head(config: HfMaskFormerConfig) -> LinearClassHead:
     return LinearClassHead(config.query_decoder_dim, num_labels=config.num_labels)
 
 
-def _dot_product_mask_head(config: HfMaskFormerConfig) -> DotProductMaskHead:
-    return DotProductMaskHead(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
+def _mask_head(head: type[DotProductMaskHead], config: HfMaskFormerConfig) -> DotProductMaskHead:
+    return head(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
 
 
-def _located_mask_head(config: HfMaskFormerConfig) -> LocatedDotProductMaskHead:
-    return LocatedDotProductMaskHead(
-        config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers
-    )
+def _fields(config: HfMaskFormerConfig, part: str, *names: str) -> dict[str, Any]:
+    """The fields `part_name` of the configuration by their names within the part."""
+    return {name: getattr(config, f"{part}_{name}") for name in names}
 
 
+QUERY_DECODER_FIELDS = (
+    "dim",
+    "layers",
+    "heads",
+    "ffn_dim",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "activation",
+    "memory_stride",
+)
 PIXEL_DECODERS = {"fpn": _fpn, "fpn_transformer": _fpn_transformer}
-QUERY_DECODERS = {"standard": _standard_decoder}
+QUERY_DECODERS = {"standard": _standard_decoder, "anchored": _anchored_decoder}
 CLASS_HEADS = {"linear": _linear_class_head}
-MASK_HEADS = {"dot_product": _dot_product_mask_head, "located_dot_product": _located_mask_head}
+MASK_HEADS = {
+    "dot_product": DotProductMaskHead,
+    "located_dot_product": LocatedDotProductMaskHead,
+    "anchored_dot_product": AnchoredDotProductMaskHead,
+}
 
 
 def build_criterion(config: HfMaskFormerConfig) -> Criterion:
@@ -112,7 +120,12 @@ def build_criterion(config: HfMaskFormerConfig) -> Criterion:
         dice_cost=config.matcher_dice_cost,
         focal_alpha=config.loss_focal_alpha,
         focal_gamma=config.loss_focal_gamma,
+        location_cost=config.matcher_location_cost,
+        matched_layers=config.matcher_layers,
         resolution=config.criterion_resolution,
+        objectness_weight=config.loss_objectness_weight,
+        one_to_many_weight=config.loss_one_to_many_weight,
+        thing_label_ids=config.thing_label_ids or (),
     )
 
 
@@ -192,7 +205,7 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
         self.query_decoder = QUERY_DECODERS[config.query_decoder](config, self.pixel_decoder.memory_channels)
         self.class_head = CLASS_HEADS[config.class_head](config)
-        self.mask_head = MASK_HEADS[config.mask_head](config)
+        self.mask_head = _mask_head(MASK_HEADS[config.mask_head], config)
         self.post_init()
         if config.backbone_freeze_batch_norm:
             self.backbone.freeze_batch_norm_affine()
@@ -296,15 +309,16 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             all_layers=bool(supervise_all or hidden or weights or output_auxiliary_logits),
             need_weights=bool(weights),
         )
-        loss, loss_dict = None, None
+        loss, loss_dict, layer_losses = None, None, None
         if mask_labels is not None and class_labels is not None:
             supervised = predictions if self.config.loss_auxiliary else predictions[-1:]
-            loss, loss_dict = self._loss(
+            loss, loss_dict, layer_losses = self._loss(
                 supervised, mask_features, pixel_mask, mask_labels, class_labels, loss_normalizer
             )
         output = HfMaskFormerForUniversalSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
+            layer_losses=layer_losses,
             class_queries_logits=predictions[-1].class_logits,
             masks_queries_logits=predictions[-1].mask_logits,
             valid_extent=valid_extent(pixel_mask),
@@ -340,7 +354,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
         normalizer: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if normalizer is None:
             # A collective call outside training would hang when processes evaluate different numbers of batches.
             normalizer = self.loss_normalizer(class_labels, reduce=self.training)
@@ -352,6 +366,8 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             pixel_mask=pixel_mask,
             pixel_logits=None if self.pixel_classifier is None else self.pixel_classifier(mask_features),
             normalizer=normalizer,
+            anchors=predictions[-1].anchors,
+            objectness=predictions[-1].objectness,
         )
 
 

@@ -37,6 +37,8 @@ class HfMaskFormerForUniversalSegmentationOutput(ModelOutput):
     Args:
         loss: Weighted sum of `loss_dict`, when labels are given.
         loss_dict: Unweighted terms summed over the supervised layers.
+        layer_losses: Of the terms that every layer has, the share of each supervised layer, (L,) detached; their sum
+            stands in `loss_dict`. For logs.
         class_queries_logits: (B, Q, K + 1), the last column is "no object".
         masks_queries_logits: (B, Q, ceil(H/4), ceil(W/4)) logits.
         valid_extent: (B, 2) share of the padded height and width that is image; None without `pixel_mask`.
@@ -48,6 +50,7 @@ class HfMaskFormerForUniversalSegmentationOutput(ModelOutput):
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
+    layer_losses: dict[str, Tensor] | None = None
     class_queries_logits: Tensor | None = None
     masks_queries_logits: Tensor | None = None
     valid_extent: Tensor | None = None

@@ -26,6 +26,8 @@ class LayerPrediction(NamedTuple):
     mask_logits: Tensor  # (B, Q, H/4, W/4)
     states: Tensor  # (B, Q, C), after the shared norm
     cross_attention: Tensor | None  # (B, heads, Q, L) when asked for
+    anchors: Tensor | None = None  # (B, Q, 2) row and column in the mask, of queries that have a place; -1: none
+    objectness: Tensor | None = None  # (B, H/4, W/4) logits of the map that the anchors were picked from
 
 
 class StandardQueryDecoderLayer(GradientCheckpointingLayer):

@@ -11,6 +11,7 @@ class TrainState:
     """Where a run stands; stored in each checkpoint.
 
     `seconds` counts training steps only; `data_seconds` is the part of it in which they waited for their batches.
+    `evaluated_step` is the step of the last evaluation that is counted, `finished_step` the one at which a run ended.
     """
 
     step: int = 0
@@ -20,6 +21,8 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
+    evaluated_step: int = 0
+    finished_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,19 +2,27 @@
 
 A checkpoint is a directory `step-00000100/` with `model/` (model and processor, loadable by from_pretrained),
 `optimizer.safetensors` (the tensors of the optimizer's state), `ema.safetensors` (the averaged weights, where they are
-kept) and `state.json` (everything else).
+kept), `adapters.safetensors` (those of LoRA, which `model/` is without) and `state.json` (everything else). One that a
+full disk, a copy or a crash of the machine cut off is known by the sizes that its files state themselves, and passed
+over.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from hf_maskformer.training.lora import ADAPTERS_FILE, save_apart, save_plain
+from hf_maskformer.training.shards import divided_as
 
 MODEL_FOLDER = "model"
 STATE_FILE = "state.json"
@@ -22,25 +30,46 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "ema.safetensors"
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 UNFINISHED_SUFFIX = ".unfinished"
+MIB = 2**20
+
+logger = logging.getLogger(__name__)
 
 
 def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write(directory)` on a fresh neighbour of `path` and rename it to `path`; an old one is replaced whole.
 
     A process killed at any moment leaves the old directory, the new one, or (between the two renames) the old one
-    under the name `.NAME.replaced`, which `restore_replaced` puts back.
+    under the name `.NAME.replaced`, which `restore_replaced` puts back. Where `write` fails, the old one stays and the
+    unfinished one is removed.
+
+    Raises:
+        OSError: the directory could not be written; names it and the free space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
     replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    write(unfinished)
+    try:
+        unfinished.mkdir()
+        write(unfinished)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):  # safetensors has an error of its own for a full disk
+            raise not_written(path, error) from error
+        raise
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     unfinished.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def not_written(path: Path, error: Exception) -> OSError:
+    """`error` with what was to be written and how much room there is."""
+    free = shutil.disk_usage(path.parent).free // MIB
+    message = f"{path} could not be written, {free} MiB are free there: {error}"
+    number = error.errno if isinstance(error, OSError) else None
+    return OSError(message) if number is None else OSError(number, message)
 
 
 def restore_replaced(path: Path) -> None:
@@ -51,9 +80,13 @@ def restore_replaced(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+    """Replace a file in one step; OSError, naming it and the free space, leaves the old one."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
-    unfinished.write_text(text)
+    try:
+        unfinished.write_text(text)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise not_written(path, error) from error
     os.replace(unfinished, path)
 
 
@@ -61,7 +94,7 @@ def save_model(path: Path, model: Any, processor: Any) -> None:
     """Model and processor in one directory that `from_pretrained` reads."""
 
     def write(directory: Path) -> None:
-        model.save_pretrained(directory)
+        save_plain(model, directory)
         processor.save_pretrained(directory)
 
     write_directory(path, write)
@@ -72,21 +105,22 @@ def save_checkpoint(
     *,
     model: Any,
     processor: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizer_state: dict[str, Any],
     state: dict[str, Any],
     keep: int,
     average: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `folder/step-N` (N = `state["step"]`), then delete all but the newest `keep` (at least 1).
 
-    `average` holds the averaged weights by parameter name, where the run keeps them; `model` has its own.
+    `optimizer_state` is an optimizer's state_dict. `average` holds the averaged weights by parameter name, where the
+    run keeps them; `model` has its own.
     """
     path = folder / f"step-{state['step']:08d}"
 
     def write(directory: Path) -> None:
-        model.save_pretrained(directory / MODEL_FOLDER)
+        save_apart(model, directory / MODEL_FOLDER, directory)
         processor.save_pretrained(directory / MODEL_FOLDER)
-        tensors, plain = split_state(optimizer.state_dict())
+        tensors, plain = split_state(optimizer_state)
         save_file(tensors, directory / OPTIMIZER_FILE)
         if average is not None:
             save_file({name: value.contiguous() for name, value in average.items()}, directory / AVERAGE_FILE)
@@ -104,18 +138,60 @@ def store_progress(folder: Path, step: int, progress: dict[str, Any]) -> None:
     write_text(checkpoint / STATE_FILE, json.dumps({**load_state(checkpoint), "progress": progress}, indent=2))
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first. Unfinished directories have other names and are not seen."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """A run's checkpoints, whole or not, oldest first. Unfinished directories have other names and are not seen."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
-    whole = [path for path in found if (path / STATE_FILE).is_file() and (path / OPTIMIZER_FILE).is_file()]
-    return sorted(whole)
+    return sorted(path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return [path for path in checkpoint_folders(folder) if damage(path) is None]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    found = checkpoints(folder)
-    return found[-1] if found else None
+    """The newest whole checkpoint; a warning names each newer one that is not."""
+    for path in reversed(checkpoint_folders(folder)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        logger.warning("%s is not whole and passed over: %s", path, problem)
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is missing or cut off in a checkpoint; None for a whole one. Of tensors only the files' sizes are read."""
+    model = checkpoint / MODEL_FOLDER
+    weights = sorted(model.glob("*.safetensors"))
+    if not weights:
+        return f"{model} holds no weights"
+    for path in (*weights, checkpoint / OPTIMIZER_FILE, checkpoint / AVERAGE_FILE, checkpoint / ADAPTERS_FILE):
+        if path.name in (AVERAGE_FILE, ADAPTERS_FILE) and not path.exists():
+            continue
+        problem = tensor_file_damage(path)
+        if problem is not None:
+            return problem
+    for path in (*sorted(model.glob("*.json")), checkpoint / STATE_FILE):
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            return f"{path.name} cannot be read ({error})"
+    return None
+
+
+def tensor_file_damage(path: Path) -> str | None:
+    """Whether a safetensors file has the length that its header states: 8 bytes, a JSON header, the tensors."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error) as error:
+        return f"{path.name} cannot be read ({error})"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -129,7 +205,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Fill `optimizer`, built over the same parameters in the same order.
+    """Fill `optimizer`, built over the same parameters in the same order; where those are sharded, its state is.
 
     Raises:
         ValueError: the stored groups hold other parameter names.
@@ -139,10 +215,11 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
         if stored["parameter_names"] != group["parameter_names"]:
             odd = sorted(set(stored["parameter_names"]) ^ set(group["parameter_names"]))
             raise ValueError(f"{checkpoint} was written for other parameters than this model's; differing: {odd[:5]}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in load_file(checkpoint / OPTIMIZER_FILE).items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        state.setdefault(int(index), {})[name] = divided_as(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
 
 

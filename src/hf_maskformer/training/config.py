@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hf_maskformer.training.option_values import convert, describe, key_values, without_none
+from hf_maskformer.training.option_values import convert, describe, flag_form, key_values, without_none
 
 CONFIG_FILE = "train_config.json"
 # A resumed run must be the same run; budgets, reporting and loading details may change.
@@ -22,6 +22,10 @@ FIELDS_FIXED_BY_RESUME = (
     "preset",
     "config_overrides",
     "init_from",
+    "freeze",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
     "dataset",
     "format",
     "task",
@@ -29,12 +33,14 @@ FIELDS_FIXED_BY_RESUME = (
     "dataset_options",
     "batch_size",
     "gradient_accumulation_steps",
+    "images_per_step",
     "learning_rate",
     "backbone_learning_rate_multiplier",
     "layer_decay",
     "weight_decay",
     "schedule",
     "schedule_steps",
+    "bipartite_after",
     "warmup_steps",
     "max_grad_norm",
     "mixed_precision",
@@ -70,7 +76,19 @@ class TrainConfig:
     output_dir: str = option("runs/train", "where best/, final/, metrics.json, log.jsonl, checkpoints/, samples/ go")
     preset: str = option("maskformer-light", "architecture; `hf-maskformer presets` lists them")
     init_from: str | None = option(
-        None, "start from the weights of this checkpoint instead of the preset's random ones"
+        None,
+        "start from weights and architecture of this checkpoint (ours or an official maskformer one), not from the "
+        "preset; classes of the same name keep their weights",
+    )
+    freeze: tuple[str, ...] | None = option(
+        None, "parts that are not trained, such as backbone; their batch norms keep their statistics"
+    )
+    lora_rank: int | None = option(
+        None, "train low-rank adapters of this rank and the heads only; best/ and final/ hold the merged weights"
+    )
+    lora_alpha: int | None = option(None, "adapters are scaled by lora_alpha / lora_rank; default: lora_rank")
+    lora_targets: tuple[str, ...] = option(
+        ("backbone", "pixel_decoder", "query_decoder"), "parts whose linear layers and convolutions get adapters"
     )
     task: Literal["semantic", "instance", "panoptic"] | None = option(None, "default: what the dataset's shape says")
     format: str | None = option(None, "dataset format; default: found from the folder's shape")
@@ -95,8 +113,13 @@ class TrainConfig:
     max_steps: int | None = option(None, "budget: optimizer steps")
     max_minutes: float | None = option(None, "budget: minutes of training, evaluations and checkpoints not counted")
 
-    batch_size: int = option(8, "images per process and forward pass")
+    batch_size: int | Literal["auto"] = option(
+        8, "images per process and forward pass; auto: the most that fit into the memory, found by trying"
+    )
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    images_per_step: int | None = option(
+        None, "images per optimizer step over all processes; sets gradient_accumulation_steps"
+    )
     learning_rate: float = option(1e-4, "of AdamW, for everything but the backbone")
     backbone_learning_rate_multiplier: float = option(0.1, "backbone learning rate / learning_rate")
     layer_decay: float | None = option(
@@ -109,6 +132,9 @@ class TrainConfig:
     schedule_steps: tuple[float, ...] = option(
         (0.9, 0.95), "parts of the budget at which the schedule 'step' divides the learning rate by 10"
     )
+    bipartite_after: float | None = option(
+        None, "part of the budget after which matcher 'fixed' becomes 'hungarian', such as 0.5; 'none': never"
+    )
     warmup_steps: int = option(0, "steps of linear warm-up")
     max_grad_norm: float | None = option(
         0.01, "clip the gradient of the whole model to this norm; 'none': no clipping"
@@ -118,6 +144,14 @@ class TrainConfig:
         False,
         "compute activations again in the backward pass: less memory, more time; batch norms that are not frozen "
         "then count each image twice in their statistics",
+    )
+    compile: bool = option(
+        False, "torch.compile of backbone, pixel decoder and query decoder: faster steps after a slow first one"
+    )
+    fsdp: bool = option(
+        False,
+        "divide weights, gradients and optimizer state among the processes (torch's fully_shard): less memory on "
+        "each; needs more than one, see `accelerate launch`",
     )
     ema_decay: float | None = option(
         None, "average the weights over the steps with this decay, such as 0.999; best/ and final/ hold the average"
@@ -169,17 +203,25 @@ class TrainConfig:
     checkpoint_every: int = option(200, "steps between checkpoints")
     keep_checkpoints: int = option(2, "newest checkpoints kept")
     resume: bool = option(False, "go on from the newest whole checkpoint of output_dir")
+    push_to_hub: str | None = option(
+        None,
+        "REPO_ID (OWNER/NAME) on the Hugging Face Hub to publish the finished run to, as `hf-maskformer push` does; "
+        "opened before the first step, so that a missing login or right shows then",
+    )
+    hub_private: bool = option(False, "where push_to_hub creates the repository: for its owner only")
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None and self.max_minutes is None:
             raise ValueError("no training budget: give at least one of epochs, max_steps, max_minutes")
-        for name in ("epochs", "max_steps", "max_minutes", "max_grad_norm", "learning_rate"):
+        for name in ("epochs", "max_steps", "max_minutes", "max_grad_norm", "learning_rate", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be greater than 0")
-        for name in ("batch_size", "gradient_accumulation_steps", "log_every", "evaluations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
+        counts = ("gradient_accumulation_steps", "images_per_step", "lora_rank")
+        for name in ("batch_size", *counts, "log_every", "evaluations", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("batch_size", "auto") and not value >= 1:
+                raise ValueError(f"{name} is {value!r}; it must be at least 1")
         for name in (
             "weight_decay",
             "backbone_learning_rate_multiplier",
@@ -193,14 +235,37 @@ class TrainConfig:
             pair = getattr(self, name)
             if pair is not None and not pair[0] <= pair[1]:
                 raise ValueError(f"{name} is {pair!r}; LOW must not exceed HIGH")
+        if self.hub_private and self.push_to_hub is None:
+            raise ValueError("hub_private is set, but without push_to_hub nothing is published")
         self.check_rates()
         self.check_early_stopping()
+        self.check_adapters()
+
+    @property
+    def images_per_pass(self) -> int:
+        """`batch_size` where it is a number; RuntimeError while the search of "auto" has not been run."""
+        if self.batch_size == "auto":
+            raise RuntimeError("batch_size is still 'auto': training.batch_size.with_batch_size finds the number")
+        return self.batch_size
+
+    def check_adapters(self) -> None:
+        if self.lora_rank is None:
+            if self.lora_alpha is not None:
+                raise ValueError(f"lora_alpha is {self.lora_alpha}, but without lora_rank there are no adapters")
+            return
+        if self.init_from is None:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}, but adapters of random weights learn little: give init_from"
+            )
+        both = sorted(set(self.freeze or ()) & set(self.lora_targets))
+        if both:
+            raise ValueError(f"freeze and lora_targets both name {both[0]}; a frozen part gets no adapters")
 
     def check_rates(self) -> None:
         steps = self.schedule_steps
         if not steps or list(steps) != sorted(set(steps)) or not 0.0 < steps[0] <= steps[-1] < 1.0:
             raise ValueError(f"schedule_steps is {steps!r}; they must be rising numbers between 0 and 1")
-        for name in ("ema_decay", "layer_decay"):
+        for name in ("ema_decay", "layer_decay", "bipartite_after"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
                 raise ValueError(f"{name} is {value!r}; it must be between 0 and 1, or none")
@@ -285,18 +350,10 @@ def add_flags(parser: ArgumentParser) -> None:
         default = "" if entry.default in (None, dataclasses.MISSING) else f" (default: {entry.default})"
         help_text = (entry.metadata["help"] + default).replace("%", "%%")
         keywords: dict[str, Any] = {"dest": entry.name, "default": SUPPRESS, "help": help_text}
-        origin = typing.get_origin(inner)
         if inner is bool:
             keywords["action"] = BooleanOptionalAction
-        elif origin is dict:
-            keywords.update(nargs="+", metavar="KEY=VALUE")
-        elif origin is tuple:
-            parts = typing.get_args(inner)
-            keywords.update(nargs="+" if Ellipsis in parts else len(parts), metavar="VALUE")
-        elif origin is Literal:
-            keywords["metavar"] = "|".join(typing.get_args(inner))
         else:
-            keywords["metavar"] = inner.__name__.upper()
+            keywords.update(flag_form(inner))
         parser.add_argument(flag, **keywords)
 
 

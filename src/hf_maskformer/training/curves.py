@@ -106,8 +106,13 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(known, (sums[end] - sums[first]) / np.maximum(number, 1), np.nan)
 
 
+def is_term(name: str) -> bool:
+    """A loss term over all layers; TERM/layer_N is the share of one, which would be too many curves."""
+    return name.startswith("loss_") and "/" not in name
+
+
 def _draw_losses(axes: Any, training: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for line in training for name in line if name.startswith("loss_")))
+    names = list(dict.fromkeys(name for line in training for name in line if is_term(name)))
     further = names[MOST_NAMED_TERMS:]
     pale = len(names) < MOST_PALE
     for position, name in enumerate(further):

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hf_maskformer.training.shards import divided_as
+
 # The decay of update n is at most (1 + n) / (10 + n), so that random first weights are soon forgotten: the rule of
 # `num_updates` in TensorFlow's ExponentialMovingAverage.
 WARM_UP = (1, 10)
@@ -21,7 +23,7 @@ class WeightAverage:
     """The average of a model's trainable parameters, in float32 (float64 for float64 parameters).
 
     Frozen parameters and buffers, such as the statistics of batch norms, have no average: the model's own are used.
-    The average starts as the model's weights and lies on their devices.
+    The average starts as the model's weights and lies on their devices, in shards where they do.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -52,7 +54,7 @@ class WeightAverage:
         return self.shadow
 
     def load_state_dict(self, stored: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Take over what `state_dict` gave, or the whole tensors of what it gave in shards.
 
         Raises:
             ValueError: `stored` has the averages of other parameters.
@@ -76,4 +78,4 @@ def wide(value: Tensor) -> torch.dtype:
 @torch.no_grad()
 def copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:
     for name, target in targets.items():
-        target.copy_(sources[name])
+        target.copy_(divided_as(target, sources[name]))

@@ -119,10 +119,11 @@ class FailureDiary:
             "error": failure.reason,
             "terms": [{name: number_text(value) for name, value in terms.items()} for terms in failure.terms],
         }
+        model = self.keeper.whole_model()
         try:
             write_part(folder / f"process-{accelerator.process_index}", window, record)
             if accelerator.is_main_process:
-                save_model(folder / MODEL_FOLDER, self.keeper.model, self.keeper.processor)
+                save_model(folder / MODEL_FOLDER, model, self.keeper.processor)
                 for old in sorted(folder.parent.glob("step-*"))[:-MAX_FOLDERS]:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:

@@ -15,5 +15,6 @@ def hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
     name = "CPU" if accelerator.device.type == "cpu" else accelerator.device.type
-    text = f"{name} ({platform.machine()}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    text = f"{name} ({platform.machine()}), {threads} thread{'' if threads == 1 else 's'}"
     return text if count == 1 else f"{count} processes, each on {text}"

@@ -10,7 +10,8 @@ import torch
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.training.checkpoint import MODEL_FOLDER
 from hf_maskformer.training.failure import read_part
-from hf_maskformer.training.train import model_inputs, move, seed_step
+from hf_maskformer.training.step import loss_terms, model_inputs
+from hf_maskformer.training.train import move, seed_step
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -117,8 +118,7 @@ def run_process(model: Any, window: list[dict[str, Any]], record: dict[str, Any]
             except FloatingPointError as error:
                 one.error = str(error)
             else:
-                named = {"loss": outputs.loss, **outputs.loss_dict}
-                one.terms = {name: float(term.detach()) for name, term in named.items()}
+                one.terms = {name: float(term) for name, term in loss_terms(outputs).items()}
         if one.error is None:
             (outputs.loss * record["loss_scale"] / len(window)).backward()
         if not one.finite:

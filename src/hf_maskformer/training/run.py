@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.evaluation.json_format import json_ready
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.checkpoint import (
+    checkpoint_folders,
+    load_state,
     newest_checkpoint,
     restore_replaced,
     save_checkpoint,
@@ -27,6 +30,7 @@ from hf_maskformer.training.curves import draw_curves
 from hf_maskformer.training.ema import WeightAverage
 from hf_maskformer.training.hardware import hardware
 from hf_maskformer.training.samples import sample_sheet, spread_indices
+from hf_maskformer.training.shards import WholeCopy, whole_optimizer_state, whole_tensors
 from hf_maskformer.training.summary import run_facts
 from hf_maskformer.training.trackers import JsonlLog, finish_tracker, log_to_tracker, scalars, start_tracker
 
@@ -47,17 +51,24 @@ class Keeper:
         processor: Any,
         optimizer: Any,
         val_data: Any,
-        *,
-        resume_step: int,
         average: WeightAverage | None = None,
+        whole: WholeCopy | None = None,
+        *,
+        resumed: TrainState,
     ) -> None:
         self.run, self.config, self.accelerator = run, config, accelerator
         self.model = accelerator.unwrap_model(model)
         self.processor, self.optimizer, self.val_data = processor, optimizer, val_data
         self.average = average  # evaluated and published instead of the model's own weights
-        self.file = JsonlLog(run / "log.jsonl", resume_step=resume_step) if accelerator.is_main_process else None
-        start_tracker(accelerator, config.to_dict(), run, resume_step=resume_step)
-        self.saved_step = resume_step  # of the newest checkpoint; 0: there is none
+        self.whole = whole  # stands for a sharded model
+        main = accelerator.is_main_process
+        self.file = (
+            JsonlLog(run / "log.jsonl", resume_step=resumed.step, evaluated_step=resumed.evaluated_step)
+            if main
+            else None
+        )
+        start_tracker(accelerator, config.to_dict(), run, resume_step=resumed.step)
+        self.saved_step = resumed.step  # of the newest checkpoint; 0: there is none
 
     def log(self, state: TrainState, **values: Any) -> None:
         if self.file is not None:
@@ -67,53 +78,74 @@ class Keeper:
     def images_per_step(self) -> int:
         """Over all processes."""
         config = self.config
-        return config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        return config.images_per_pass * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def whole_model(self) -> Any:
+        """The model with all of its weights; of a sharded one a copy on the main process, None on the others."""
+        return self.model if self.whole is None else self.whole.filled(self.model)
+
+    @contextmanager
+    def published_model(self) -> Iterator[Any]:
+        """In this block, `whole_model` with the weights that are evaluated and saved as best and final."""
+        if self.whole is not None:
+            yield self.whole.filled(self.model, None if self.average is None else self.average.state_dict())
+        elif self.average is not None:
+            with self.average.applied(self.model):
+                yield self.model
+        else:
+            yield self.model
 
     def save_checkpoint(self, state: TrainState) -> None:
         """Write a checkpoint; where this step has one, only `state` can have changed and is stored in it."""
-        folder = self.run / "checkpoints"
-        if self.accelerator.is_main_process and self.saved_step == state.step:
-            store_progress(folder, state.step, state.to_dict())
-        elif self.accelerator.is_main_process:
-            save_checkpoint(
-                folder,
-                model=self.model,
-                processor=self.processor,
-                optimizer=self.optimizer,
-                state={
-                    "step": state.step,
-                    "progress": state.to_dict(),
-                    "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                },
-                keep=self.config.keep_checkpoints,
-                average=None if self.average is None else self.average.state_dict(),
-            )
+        if self.saved_step == state.step:
+            if self.accelerator.is_main_process:
+                store_progress(self.run / "checkpoints", state.step, state.to_dict())
+        else:
+            self.write_checkpoint(state)
         self.saved_step = state.step
         self.accelerator.wait_for_everyone()
 
-    def published_weights(self) -> AbstractContextManager[None]:
-        """In this block the model holds the weights that are evaluated and saved as best and final."""
-        return nullcontext() if self.average is None else self.average.applied(self.model)
+    def write_checkpoint(self, state: TrainState) -> None:
+        """All processes gather what is divided among them, the main one writes."""
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        model, optimizer_state = self.whole_model(), whole_optimizer_state(self.optimizer, keep=main)
+        average = None if self.average is None else whole_tensors(self.average.state_dict().items(), keep=main)
+        if main:
+            save_checkpoint(
+                self.run / "checkpoints",
+                model=model,
+                processor=self.processor,
+                optimizer_state=optimizer_state,
+                state={
+                    "step": state.step,
+                    "progress": state.to_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "num_processes": self.accelerator.num_processes,
+                },
+                keep=self.config.keep_checkpoints,
+                average=average,
+            )
 
     def evaluate(self, state: TrainState) -> None:
         """One of the evaluations before the last. `state` has a checkpoint before it, and its result after it."""
         self.save_checkpoint(state)
-        with self.published_weights():
-            self.choose_best(state)
+        with self.published_model() as model:
+            self.choose_best(state, model)
         state.evaluations += 1
+        state.evaluated_step = state.step
         self.save_checkpoint(state)
 
-    def choose_best(self, state: TrainState) -> dict[str, Any]:
+    def choose_best(self, state: TrainState, model: Any) -> dict[str, Any]:
         """Metrics on the images of every evaluation; the weights that are best on them are saved as RUN/best."""
-        metrics = self.measure(state, limit=self.config.eval_limit)
+        metrics = self.measure(state, model, limit=self.config.eval_limit)
         if metrics:
-            self.draw_samples(state)
+            self.draw_samples(state, model)
             value = metrics[MAIN_METRIC[self.val_data.task]]
             # A metric without any class to average over is nan; such a model is never better than another.
             value = value if math.isfinite(value) else -1.0
             if state.best_value is None or value > state.best_value:
                 state.best_value, state.best_step, state.evaluations_since_best = value, state.step, 0
-                save_model(self.run / "best", self.model, self.processor)
+                save_model(self.run / "best", model, self.processor)
             else:
                 state.evaluations_since_best += 1
                 number = state.evaluations_since_best
@@ -124,33 +156,35 @@ class Keeper:
         self.accelerator.wait_for_everyone()
         return metrics
 
-    def measure(self, state: TrainState, *, limit: int | None) -> dict[str, Any]:
-        """Metrics of the current weights on the first `limit` images; empty off the main process or without data."""
+    def measure(self, state: TrainState, model: Any, *, limit: int | None) -> dict[str, Any]:
+        """Metrics of `model` on the first `limit` images; empty off the main process or without data."""
         if not self.accelerator.is_main_process or self.val_data is None:
             return {}
-        metrics = evaluate(
-            self.model,
-            self.processor,
-            self.val_data,
-            batch_size=self.config.eval_batch_size,
-            device=self.accelerator.device,
-            progress=False,
-            limit=limit,
-            on_bad_sample=self.config.on_bad_sample,
-        )
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for the sizes of evaluation
+            metrics = evaluate(
+                model,
+                self.processor,
+                self.val_data,
+                batch_size=self.config.eval_batch_size,
+                device=self.accelerator.device,
+                progress=False,
+                limit=limit,
+                on_bad_sample=self.config.on_bad_sample,
+            )
         images = len(self.val_data) if limit is None else min(limit, len(self.val_data))
         self.log(state, event="evaluation", images=images, **scalars(metrics))
         name = MAIN_METRIC[self.val_data.task]
         logger.info("step %d: %s %.4f on %d images", state.step, name, metrics[name], images)
         return metrics
 
-    def draw_samples(self, state: TrainState) -> None:
+    def draw_samples(self, state: TrainState, model: Any) -> None:
         if self.config.num_samples == 0:
             return
         indices = spread_indices(len(self.val_data), self.config.num_samples)
-        sheet = sample_sheet(
-            self.model, self.processor, self.val_data, indices, self.accelerator.device, self.config.on_bad_sample
-        )
+        with torch.compiler.set_stance("force_eager"):
+            sheet = sample_sheet(
+                model, self.processor, self.val_data, indices, self.accelerator.device, self.config.on_bad_sample
+            )
         if sheet is not None:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
@@ -162,17 +196,20 @@ class Keeper:
         The last evaluation is on all images. Where `eval_limit` left some out before, the weights are first measured
         on the same images as the earlier ones, because RUN/best is chosen among equals.
         """
+        if state.finished_step == state.step:  # resumed after its end
+            finish_tracker(self.accelerator)
+            return json.loads((self.run / "metrics.json").read_text())
         self.save_checkpoint(state)
-        if self.accelerator.is_main_process:
-            with self.published_weights():
-                save_model(self.run / "final", self.model, self.processor)
+        with self.published_model() as model:
+            if self.accelerator.is_main_process:
+                save_model(self.run / "final", model, self.processor)
                 if self.val_data is None:
-                    save_model(self.run / "best", self.model, self.processor)
-        with self.published_weights():
-            metrics = self.choose_best(state)
+                    save_model(self.run / "best", model, self.processor)
+            metrics = self.choose_best(state, model)
             if metrics and self.config.eval_limit is not None and self.config.eval_limit < len(self.val_data):
-                metrics = self.measure(state, limit=None)
+                metrics = self.measure(state, model, limit=None)
         state.evaluations += 1
+        state.evaluated_step = state.finished_step = state.step
         summary = {
             **metrics,
             "main_metric": MAIN_METRIC[self.val_data.task] if self.val_data is not None else None,
@@ -206,17 +243,20 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path |
     """
     for name in ("best", "final"):
         restore_replaced(run / name)
-    checkpoint = newest_checkpoint(run / "checkpoints")
-    if checkpoint is not None and not config.resume:
+    folders = checkpoint_folders(run / "checkpoints")
+    if folders and not config.resume:
         raise ValueError(
-            f"output_dir {run} already holds a run ({checkpoint.name}); add --resume or choose another one"
+            f"output_dir {run} already holds a run ({folders[-1].name}); add --resume or choose another one"
         )
+    checkpoint = newest_checkpoint(run / "checkpoints")
     models = [name for name in ("best", "final") if (run / name).exists()]
     if models and not config.resume:
         raise ValueError(f"output_dir {run} already holds a model ({', '.join(models)}); choose another one")
     stored = run / CONFIG_FILE
     if checkpoint is not None and stored.is_file():
         check_same_run(json.loads(stored.read_text()), config)
+    if checkpoint is not None:
+        check_same_processes(checkpoint, config, accelerator.num_processes)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -224,3 +264,16 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path |
     if config.resume:
         logger.info("resuming from %s", checkpoint or "the beginning: no checkpoint yet")
     return checkpoint
+
+
+def check_same_processes(checkpoint: Path, config: TrainConfig, now: int) -> None:
+    """A warning if a run is resumed by another number of processes; ValueError if that cuts up its stream anew."""
+    then = load_state(checkpoint).get("num_processes", now)
+    if then == now:
+        return
+    if config.dataset_options.get("streaming"):
+        raise ValueError(
+            f"cannot resume {config.output_dir} with {now} processes: {checkpoint.name} was written by {then}, which "
+            f"divide streamed data in another way; start {then} of them"
+        )
+    logger.warning("%s was written by %d processes, there are %d now: steps have other images", checkpoint, then, now)

@@ -5,17 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.data.augment import TrainAugmentation
 from hf_maskformer.data.augment_presets import augmentation_preset
 from hf_maskformer.data.collate import TrainingDataset
 from hf_maskformer.data.load import SegmentationData, load
+from hf_maskformer.evaluation.evaluate import check_agreement_with_data
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.presets import image_processor_for, preset
 from hf_maskformer.training.checkpoint import MODEL_FOLDER
 from hf_maskformer.training.config import TrainConfig
+from hf_maskformer.training.fine_tuning import fine_tuned_model, freeze_parts
+from hf_maskformer.training.lora import adapt, check_peft
 
 # Fields of TrainConfig that, where they are set, replace those of the augmentation.
 OVERRIDES = (
@@ -38,6 +42,7 @@ FIELDS_OF_LOAD = {
 }
 # Options of `load` that need not be the same for both splits; the others say what the truth means.
 OPTIONS_OF_ONE_SPLIT = ("length", "seed", "image_size", "streaming", "shuffle_buffer")
+NORMALIZATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")  # of a processor
 SAME_OPTION = ("thing_labels", "thing_label_ids")  # two names of one thing
 
 
@@ -96,28 +101,77 @@ def check_same_classes(config: TrainConfig, train_spec: LabelSpec, val_spec: Lab
 def build_model(
     config: TrainConfig, data: SegmentationData, checkpoint: Path | None
 ) -> tuple[HfMaskFormerForUniversalSegmentation, HfMaskFormerImageProcessor]:
-    """The model and its processor: resumed, started from other weights, or a preset with random ones.
+    """The model and its processor: resumed, fine-tuned from other weights, or a preset with random ones.
 
-    With `init_from`, parameters whose shape follows the number of classes start anew where it differs.
+    Adapters and frozen parts are as `config` says. A model that is fine-tuned normalises images as its checkpoint.
+
+    Raises:
+        ValueError: a field of the data set is in `config_overrides`, the checkpoint does not fit (see
+            `fine_tuned_model`) or was written for other classes than the data's, or an option names an unknown part.
     """
+    if config.lora_rank is not None:
+        check_peft()
     if checkpoint is not None:
-        folder = checkpoint / MODEL_FOLDER
-        model = HfMaskFormerForUniversalSegmentation.from_pretrained(folder)
-        return model, HfMaskFormerImageProcessor.from_pretrained(folder)
+        model, processor = resumed_model(checkpoint, data)
+    else:
+        model, processor = new_model(config, data)
+    if config.lora_rank is not None:
+        adapt(model, config, checkpoint)
+    if config.freeze:
+        freeze_parts(model, config.freeze)
+    return model, processor
+
+
+def new_model(
+    config: TrainConfig, data: SegmentationData
+) -> tuple[HfMaskFormerForUniversalSegmentation, HfMaskFormerImageProcessor]:
+    """Random or fine-tuned weights for the classes of `data`."""
     fields = {
         "id2label": data.label_spec.id2label,
         "thing_label_ids": list(data.label_spec.thing_label_ids),
         "task": data.task,
         "ignore_index": data.label_spec.ignore_index,
-        **config.config_overrides,
     }
-    if config.init_from is not None:
-        model = HfMaskFormerForUniversalSegmentation.from_pretrained(
-            config.init_from, ignore_mismatched_sizes=True, **fields
+    for name in sorted({*fields, "label2id", "num_labels"} & set(config.config_overrides)):
+        raise ValueError(
+            f"config_overrides sets {name} to {config.config_overrides[name]!r}, but classes and task come from the "
+            "data set: use task and dataset_options"
         )
-    else:
+    fields |= config.config_overrides
+    settings: dict[str, Any] = {"intensity_range": config.intensity_range}
+    if config.init_from is None:
         model = HfMaskFormerForUniversalSegmentation(preset(config.preset, **fields))
-    return model, image_processor_for(model.config, intensity_range=config.intensity_range)
+    else:
+        model = fine_tuned_model(config.init_from, fields)
+        settings |= stored_normalization(config.init_from)
+    return model, image_processor_for(model.config, **settings)
+
+
+def stored_normalization(source: str) -> dict[str, Any]:
+    """How the checkpoint's own processor turns pixels into numbers; nothing where it has no processor."""
+    if Path(source).is_dir() and not (Path(source) / IMAGE_PROCESSOR_NAME).is_file():
+        return {}
+    try:
+        processor = HfMaskFormerImageProcessor.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(f"init_from {source}: its image processor cannot be loaded: {error}") from error
+    return {name: getattr(processor, name) for name in NORMALIZATION}
+
+
+def resumed_model(
+    checkpoint: Path, data: SegmentationData
+) -> tuple[HfMaskFormerForUniversalSegmentation, HfMaskFormerImageProcessor]:
+    """As stored; ValueError if the data set has other classes, or another task, than it had then."""
+    folder = checkpoint / MODEL_FOLDER
+    model = HfMaskFormerForUniversalSegmentation.from_pretrained(folder)
+    processor = HfMaskFormerImageProcessor.from_pretrained(folder)
+    if model.config.task != data.task:
+        raise ValueError(f"{checkpoint} was trained for the task {model.config.task!r}, the data is for {data.task!r}")
+    try:
+        check_agreement_with_data(model.config, processor, data.label_spec, data.task)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} does not fit the data set: {error}") from error
+    return model, processor
 
 
 def build_augmentation(config: TrainConfig, processor: HfMaskFormerImageProcessor) -> TrainAugmentation:

@@ -1,6 +1,5 @@
 """What a run cost and reached: the facts in metrics.json, and the table that ends `hf-maskformer train`."""
 
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +33,8 @@ def run_facts(state: TrainState, *, images_per_step: int, device: torch.device) 
 
     `images_per_second` counts the training steps' time only. `data_wait_share` is the part of it, 0 to 1, in which the
     main process waited for its batches; both are None before the first step. The peak memory is of this process since
-    it started: "cuda" is what torch allocated on its GPU, "rss" its resident memory, reader processes not counted.
+    it started: "cuda" is what torch allocated on its GPU, "rss" its resident memory, reader processes not counted; it
+    is None where the system does not tell (Windows without a GPU).
     """
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss()
@@ -44,13 +44,17 @@ def run_facts(state: TrainState, *, images_per_step: int, device: torch.device) 
         "training_minutes": state.seconds / 60.0,
         "images_per_second": state.step * images_per_step / state.seconds if known else None,
         "data_wait_share": state.data_seconds / state.seconds if known else None,
-        "peak_memory_mib": peak / MIB,
+        "peak_memory_mib": None if peak is None else peak / MIB,
         "peak_memory_of": "cuda" if on_gpu else "rss",
     }
 
 
-def peak_rss() -> int:
-    """Bytes of the largest resident memory this process has had."""
+def peak_rss() -> int | None:
+    """Bytes of the largest resident memory this process has had; None without the Unix module that knows it."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 

@@ -18,12 +18,14 @@ TRACKER_FOLDER = "tracker"  # of a run; what trackers that write local files wri
 
 
 class JsonlLog:
-    """Append-only log; a resumed run first drops the lines of steps it will do again."""
+    """Append-only log; a resumed run first drops the lines of steps and evaluations it will do again."""
 
-    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
+    def __init__(self, path: Path, *, resume_step: int = 0, evaluated_step: int = 0) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.is_file() else []
-        path.write_text("".join(line + "\n" for line in lines if step_of(line) <= resume_step and resume_step > 0))
+        last = {"evaluation": evaluated_step}
+        kept = [line for line in lines if 0 < step_of(line) <= last.get(event_of(line) or "", resume_step)]
+        path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         with self.path.open("a") as file:
@@ -36,6 +38,14 @@ def step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return float("inf")
+
+
+def event_of(line: str) -> str | None:
+    """What a log line is about; None for a training step, and for a line cut off by a kill."""
+    try:
+        return json.loads(line).get("event")
+    except json.JSONDecodeError:
+        return None
 
 
 class RunningMean:

@@ -7,10 +7,8 @@ the data order on (seed, position), so a resumed run repeats what an uninterrupt
 for each number of processes and of reader processes.
 """
 
-import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,20 @@ from accelerate.utils import set_seed
 from hf_maskformer.data.collate import Collator
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.data.stream import TrainingStream
+from hf_maskformer.training.batch_size import found_batch_size, known_batch_size
 from hf_maskformer.training.budget import Budget, TrainState
 from hf_maskformer.training.checkpoint import load_average, load_optimizer, load_state
+from hf_maskformer.training.compilation import compile_parts
 from hf_maskformer.training.config import TrainConfig
 from hf_maskformer.training.data_stream import MicroBatches, StreamDataset, micro_batches, streamed_batches
 from hf_maskformer.training.ema import WeightAverage
-from hf_maskformer.training.failure import OTHER_PROCESS, FailureDiary, NonFiniteStep
+from hf_maskformer.training.failure import FailureDiary
 from hf_maskformer.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from hf_maskformer.training.publishing import check_publishing, publish_finished
 from hf_maskformer.training.run import Keeper, open_run, shared_float
 from hf_maskformer.training.setup import build_augmentation, build_model, load_splits, open_epoch, training_processor
+from hf_maskformer.training.shards import is_sharded, shard_model, shards_wanted
+from hf_maskformer.training.step import training_step
 from hf_maskformer.training.trackers import ProgressBar, RunningMean, tracker_options
 
 
@@ -39,26 +42,33 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train, evaluate and save under `config.output_dir`; returns what RUN/metrics.json holds.
 
     Raises:
-        ValueError: bad options or data (naming the file), or a run that is already there without `resume`.
+        ValueError: bad options or data (naming the file), a run that is already there without `resume`, or a
+            repository of `push_to_hub` that cannot be written.
+        NotPublished: the run is finished, but the Hub did not take it.
         FloatingPointError: a loss or gradient that is not finite, naming the images of the step, which is written to
             RUN/failures; checkpoints stay. With `on_nonfinite="skip"` only after 10 such steps in a row.
     """
     run = Path(config.output_dir)
+    sharded = shards_wanted(config.fsdp)
     accelerator = open_accelerator(config)
+    config = known_batch_size(config, accelerator)
     checkpoint = open_run(run, config, accelerator)
     train_data, val_data = load_splits(config)
     set_seed(config.seed)
     model, processor = open_model(config, train_data, checkpoint)
+    check_publishing(config, accelerator)
+    config = found_batch_size(config, model, processor, train_data, accelerator)
+    whole = shard_model(model, accelerator) if sharded else None
+    if config.compile:
+        compile_parts(model, accelerator.device)
     optimizer, state = open_optimizer(config, model, accelerator, checkpoint)
     batches = open_batches(config, train_data, processor, accelerator, first_step=state.step)
-    images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    images_per_step = config.images_per_pass * config.gradient_accumulation_steps * accelerator.num_processes
     budget = Budget(config, num_images=dataset_length(train_data), images_per_step=images_per_step)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     model.train()
     average = open_average(config, accelerator.unwrap_model(model), checkpoint)
-    keeper = Keeper(
-        run, config, accelerator, model, processor, optimizer, val_data, average=average, resume_step=state.step
-    )
+    keeper = Keeper(run, config, accelerator, model, processor, optimizer, val_data, average, whole, resumed=state)
 
     diary, means = FailureDiary(keeper), RunningMean()
     with ProgressBar(enabled=accelerator.is_main_process) as bar:
@@ -73,6 +83,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             data_seconds = time.perf_counter() - started
             factor = schedule_factor(config, step=state.step, progress=budget.progress(state))
             set_learning_rate(optimizer.param_groups, factor)
+            phase_matching(config, accelerator.unwrap_model(model), budget.progress(state))
             take_step = partial(training_step, accelerator, model, optimizer, window)
             values = diary.watch(
                 state, window, partial(take_step, step=state.step, max_grad_norm=config.max_grad_norm)
@@ -94,7 +105,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if state.step % config.checkpoint_every == 0:
                 keeper.save_checkpoint(state)
     del batches  # ends the reader processes
-    return keeper.finish(state)
+    summary = keeper.finish(state)
+    publish_finished(config, accelerator, summary)
+    return summary
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:
@@ -112,6 +125,13 @@ def open_model(config: TrainConfig, data: SegmentationData, checkpoint: Path | N
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, processor
+
+
+def prepare(accelerator: Accelerator, model: Any, optimizer: Any) -> tuple[Any, Any]:
+    """Accelerate's wrapped model and optimizer; a sharded model stays as it is."""
+    if is_sharded(model):
+        return model, accelerator.prepare_optimizer(optimizer)
+    return accelerator.prepare(model, optimizer)
 
 
 def dataset_length(data: SegmentationData) -> int | None:
@@ -159,6 +179,12 @@ def schedule_factor(config: TrainConfig, *, step: int, progress: float) -> float
     )
 
 
+def phase_matching(config: TrainConfig, model: Any, progress: float) -> None:
+    """Class-fixed matching in the first part of the budget, bipartite in the rest, where that is asked for."""
+    if config.bipartite_after is not None:
+        model.criterion.matcher = "fixed" if progress < config.bipartite_after else "hungarian"
+
+
 def checkpoint_activations(model: Any) -> None:
     """Switch on the model's own gradient checkpointing."""
     # The name before transformers 5.23, deprecated since.
@@ -175,85 +201,6 @@ def open_average(config: TrainConfig, model: torch.nn.Module, checkpoint: Path |
     if checkpoint is not None:
         average.load_state_dict(load_average(checkpoint))
     return average
-
-
-def training_step(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: Any,
-    window: list[dict[str, Any]],
-    *,
-    step: int,
-    max_grad_norm: float | None,
-) -> dict[str, float]:
-    """Forward and backward over one accumulation window, clip, update; the loss and its terms over all processes.
-
-    Raises:
-        NonFiniteStep: a loss or the gradient is not finite; on every process, with the model as it was before.
-    """
-    labels = [ids for batch in window for ids in batch["class_labels"]]
-    normalizer = accelerator.unwrap_model(model).loss_normalizer(labels, divisor=len(window))
-    names: list[str] = []
-    passes: list[torch.Tensor] = []  # the terms of this process's forward passes
-    total = torch.zeros((), device=accelerator.device)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    try:
-        for position, batch in enumerate(window):
-            last = position == len(window) - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                outputs = forward_together(accelerator, model, batch, normalizer)
-                accelerator.backward(outputs.loss)
-            names = ["loss", *outputs.loss_dict]
-            terms = torch.stack([outputs.loss.detach(), *(term.detach() for term in outputs.loss_dict.values())])
-            passes.append(terms)
-            total = total + terms / len(window)
-        values = dict(zip(names, accelerator.reduce(total, reduction="mean").tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss is {values['loss']}")
-        # Clipping to infinity changes nothing and still gives the norm.
-        limit = math.inf if max_grad_norm is None else max_grad_norm
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), limit))
-        # The fp16 scaler itself passes over steps whose scaled gradients overflow.
-        if not math.isfinite(norm) and accelerator.scaler is None:
-            raise FloatingPointError(f"the gradient's norm is {norm}")
-        values["grad_norm"] = norm
-    except FloatingPointError as error:
-        leave_step(model, optimizer, buffers)
-        named = [dict(zip(names, terms.tolist(), strict=True)) for terms in passes]
-        raise NonFiniteStep(step, str(error), normalizer=normalizer, terms=named) from error
-    optimizer.step()
-    optimizer.zero_grad()
-    return values
-
-
-def forward_together(
-    accelerator: Accelerator, model: torch.nn.Module, batch: dict[str, Any], normalizer: torch.Tensor
-) -> Any:
-    """One forward pass; a FloatingPointError on one process is one on all, which would else wait for its gradient.
-
-    They agree in a hook inside the wrapped model, so that DDP prepares a backward pass on all processes or on none.
-    """
-    if accelerator.num_processes == 1:
-        return model(**model_inputs(batch), loss_normalizer=normalizer)
-
-    def agree(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
-        failed = accelerator.reduce(torch.tensor(float(outputs is None), device=accelerator.device))
-        if failed > 0 and outputs is not None:
-            raise FloatingPointError(OTHER_PROCESS)
-
-    hook = accelerator.unwrap_model(model).register_forward_hook(agree, always_call=True)
-    try:
-        return model(**model_inputs(batch), loss_normalizer=normalizer)
-    finally:
-        hook.remove()
-
-
-@torch.no_grad()
-def leave_step(model: torch.nn.Module, optimizer: Any, buffers: list[torch.Tensor]) -> None:
-    """Clear the gradients and put back the buffers that the step's forward passes changed (batch norm statistics)."""
-    optimizer.zero_grad()
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
 
 
 def open_batches(
@@ -274,7 +221,7 @@ def open_batches(
         return streamed_batches(
             samples,
             collate,
-            batch_size=config.batch_size,
+            batch_size=config.images_per_pass,
             first_batch=first_step * config.gradient_accumulation_steps,
             num_workers=config.num_workers,
         )
@@ -282,7 +229,7 @@ def open_batches(
         partial(open_epoch, data, augmentation, config.seed, config.on_bad_sample), length=len(data), seed=config.seed
     )
     sampler = MicroBatches(
-        batch_size=config.batch_size,
+        batch_size=config.images_per_pass,
         accumulation=config.gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         process=accelerator.process_index,
@@ -305,7 +252,3 @@ def move(batch: Any, device: torch.device) -> dict[str, Any]:
         return [moved(item) for item in value] if isinstance(value, list) else value
 
     return {name: moved(value) for name, value in batch.items()}
-
-
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: batch[name] for name in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}

@@ -1,0 +1,270 @@
+"""From one label set to another, row by row; frozen parts; what does not fit is named before the first step."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_maskformer.data.load import load
+from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
+from hf_maskformer.presets import image_processor_for, preset
+from hf_maskformer.training.checkpoint import newest_checkpoint
+from hf_maskformer.training.fine_tuning import class_rows, fine_tuned_model, freeze_parts
+from hf_maskformer.training.setup import build_model
+from hf_maskformer.training.train import train
+
+OLD_NAMES = ("sky", "Traffic-Light", "road")
+
+
+def config_of(tiny_run, **fields):
+    labels = dict(enumerate(OLD_NAMES))
+    overrides = {**tiny_run().config_overrides, "id2label": labels, "task": "semantic", "loss_pixel_weight": 1.0}
+    return preset("maskformer-light", **{**overrides, **fields})
+
+
+def checkpoint(tiny_run, folder: Path, seed=1, **fields) -> HfMaskFormerForUniversalSegmentation:
+    """A stored model whose class head, queries and statistics are all random, and its processor."""
+    torch.manual_seed(seed)
+    model = HfMaskFormerForUniversalSegmentation(config_of(tiny_run, **fields))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    image_processor_for(model.config, image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def stored(tiny_run, tmp_path):
+    return checkpoint(tiny_run, tmp_path / "stored"), str(tmp_path / "stored")
+
+
+def new_labels(*names):
+    return {"id2label": dict(enumerate(names)), "thing_label_ids": [], "task": "semantic"}
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "expected"),
+    [
+        (["a", "b"], ["b", "c", "a"], [1, None, 0]),
+        (["traffic light"], ["Traffic-Light", "x"], [0, None]),
+        (["LABEL_0", "LABEL_1"], ["LABEL_0", "LABEL_1"], [0, 1]),
+        (["LABEL_0", "LABEL_1"], ["LABEL_0", "LABEL_1", "LABEL_2"], [None, None, None]),
+        (["a", "a"], ["a", "b"], [0, None]),
+        (["+", "-"], ["-", "+"], [1, 0]),
+    ],
+)
+def test_classes_are_found_by_their_name(stored, wanted, expected):
+    assert class_rows(stored, wanted) == expected
+
+
+def test_heads_keep_the_rows_of_classes_of_the_same_name(stored, caplog):
+    old, folder = stored
+    torch.manual_seed(7)
+    fresh = HfMaskFormerForUniversalSegmentation(
+        type(old.config).from_pretrained(folder, **new_labels("road", "tree", "traffic light", "dog"))
+    )
+    torch.manual_seed(7)
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(folder, new_labels("road", "tree", "traffic light", "dog"))
+    before, after, random = old.state_dict(), new.state_dict(), fresh.state_dict()
+    for part in ("model.class_head.projection.", "pixel_classifier."):
+        for kind in ("weight", "bias"):
+            name = f"{part}{kind}"
+            for row, source in enumerate((2, None, 1, None)):
+                expected = random[name][row] if source is None else before[name][source]
+                assert torch.equal(after[name][row], expected), (name, row)
+    assert torch.equal(after["model.class_head.projection.weight"][4], before["model.class_head.projection.weight"][3])
+    for name in before:
+        if "class_head" not in name and "pixel_classifier" not in name:
+            assert torch.equal(after[name], before[name]), name
+    assert (
+        "the heads are made for 4 classes instead of 3; kept by their name: road, traffic light; "
+        "starting anew: tree, dog" in caplog.text
+    )
+
+
+def test_the_same_classes_in_another_order_are_put_in_order(stored):
+    old, folder = stored
+    new = fine_tuned_model(folder, new_labels("road", "sky", "Traffic-Light"))
+    weight = old.state_dict()["model.class_head.projection.weight"]
+    assert torch.equal(new.state_dict()["model.class_head.projection.weight"], weight[[2, 0, 1, 3]])
+
+
+def test_nothing_changed_changes_nothing_and_says_nothing(stored, caplog):
+    old, folder = stored
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(folder, {})
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    assert "init_from" not in caplog.text
+
+
+@pytest.mark.parametrize("number", [5, 20])
+def test_queries_are_cut_or_grown(stored, caplog, number):
+    old, folder = stored
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(folder, {"num_queries": number})
+    name = "model.query_decoder.query_positions.weight"
+    queries, before = new.state_dict()[name], old.state_dict()[name]
+    assert queries.shape == (number, 16)
+    assert torch.equal(queries[:12], before[:number])
+    assert len(queries[12:]) == 0 or queries[12:].std() > 0.5  # as the model initialises them: deviation 1
+    kept = min(number, 12)
+    assert f"{number} queries instead of 12; {kept} keep their weights, {number - kept} start anew" in caplog.text
+
+
+def test_fixed_queries_go_with_their_classes(tiny_run, tmp_path):
+    old = checkpoint(tiny_run, tmp_path / "fixed", matcher="fixed", num_queries=4)
+    new = fine_tuned_model(str(tmp_path / "fixed"), {**new_labels("tree", "road", "sky"), "num_queries": 5})
+    name = "model.query_decoder.query_positions.weight"
+    queries, before = new.state_dict()[name], old.state_dict()[name]
+    assert torch.equal(queries[1:4], before[[2, 0, 3]])  # road, sky, and the query of no class
+    assert not any(torch.equal(queries[0], row) for row in before)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shapes"),
+    [("mask_dim", 32, r"\(16, 16, 3, 3\) .* \(32, 16, 3, 3\)"), ("query_decoder_ffn_dim", 48, r"\(32, 16\) .* \(48,")],
+)
+def test_another_shape_names_parameter_shapes_and_field(stored, field, value, shapes):
+    _, folder = stored
+    with pytest.raises(ValueError, match=rf"init_from .*model\.\S+ is {shapes}.* because of {field}={value}\. Only"):
+        fine_tuned_model(folder, {**new_labels("road"), field: value})
+
+
+def test_parameters_of_a_new_part_are_named(tiny_run, tmp_path, caplog):
+    checkpoint(tiny_run, tmp_path / "plain", loss_pixel_weight=0.0)
+    with caplog.at_level(logging.WARNING):
+        fine_tuned_model(str(tmp_path / "plain"), {"loss_pixel_weight": 1.0, "query_decoder_layers": 1})
+    assert "2 parameters start anew (the checkpoint does not have them): pixel_classifier." in caplog.text
+    assert "parameters are not used (of the checkpoint): model.query_decoder.layers.1." in caplog.text
+
+
+def test_an_official_checkpoint_is_fine_tuned(tiny_run, tmp_path, caplog):
+    fields = {"pixel_decoder_dim": 32, "mask_head_layers": 3, "mask_head": "dot_product"}
+    fields |= {"query_decoder_memory_stride": 32, "loss_pixel_weight": 0.0, "criterion_resolution": "target"}
+    torch.manual_seed(1)
+    old = HfMaskFormerForUniversalSegmentation(config_of(tiny_run, **fields))
+    old.save_official(tmp_path / "official", image_processor=image_processor_for(old.config))
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path / "official"), new_labels("road", "cat"))
+    before, after = old.state_dict(), new.state_dict()
+    head = "model.class_head.projection.weight"
+    assert torch.equal(after[head][[0, 2]], before[head][[2, 3]])
+    assert all(torch.equal(after[name], before[name]) for name in before if "class_head" not in name)
+    assert "2 classes instead of 3" in caplog.text
+    assert "start anew (" not in caplog.text
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"init_from .*nowhere.* (can be loaded|no config\.json)"):
+        fine_tuned_model(str(tmp_path / "nowhere"), {})
+
+
+def test_a_run_is_fine_tuned_to_the_data_sets_classes(tiny_run, stored, tmp_path):
+    old, folder = stored
+    config = tiny_run(init_from=folder, config_overrides={"num_queries": 9}, max_steps=2, task="panoptic")
+    data = load("scenes", task="panoptic", length=1, image_size=64)
+    model, processor = build_model(config, data, None)
+    assert tuple(processor.image_mean) == (0.1, 0.2, 0.3)  # as the checkpoint's
+    assert model.config.id2label == data.label_spec.id2label
+    name = "model.pixel_decoder.stem.conv.weight"
+    assert torch.equal(model.state_dict()[name], old.state_dict()[name])
+    train(config)
+    final = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert final["model.query_decoder.query_positions.weight"].shape[0] == 9
+    assert final["model.class_head.projection.weight"].shape[0] == data.label_spec.num_labels + 1
+
+
+@pytest.mark.parametrize("name", ["id2label", "task", "thing_label_ids"])
+def test_what_the_data_set_says_is_no_override(tiny_run, name):
+    config = tiny_run(config_overrides={name: "x"})
+    with pytest.raises(ValueError, match=rf"config_overrides sets {name} to 'x', but classes and task come from"):
+        train(config)
+
+
+# --- a data set that does not fit a run that is resumed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["classes", "task"])
+def test_a_run_is_not_resumed_on_a_data_set_with_other_classes(tiny_run, tmp_path, change):
+    config = tiny_run(max_steps=2, val_split=None)
+    train(config)
+    data = load("scenes", task="semantic" if change == "task" else "panoptic", length=1, image_size=64)
+    if change == "classes":
+        names = dict(data.label_spec.id2label)
+        names[0], names[1] = names[1], names[0]
+        data.label_spec = type(data.label_spec)(names, data.label_spec.thing_label_ids)
+    checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    message = {"classes": "does not fit the data set: the model has the data's classes in another order"}
+    message["task"] = "was trained for the task 'panoptic', the data is for 'semantic'"
+    with pytest.raises(ValueError, match=message[change]):
+        build_model(config, data, checkpoint)
+
+
+# --- frozen parts ----------------------------------------------------------------------------------------------------
+
+
+def test_frozen_parts_stay_as_they_are(tiny_run, tmp_path, stored):
+    """Weights, and the statistics of their batch norms, over a run with an evaluation in its middle."""
+    _, folder = stored
+    fields = {"init_from": folder, "config_overrides": {}, "evaluations": 2, "freeze": ("backbone", "class_head")}
+    whole = tiny_run("whole", **fields)
+    before = state(build_model(whole, load("scenes", length=1, image_size=64), None)[0])
+    train(whole)
+    after = load_file(tmp_path / "whole" / "final" / "model.safetensors")
+    frozen = [name for name in before if name.startswith("model.backbone.")]
+    assert any(name.endswith("running_mean") for name in frozen)
+    for name in frozen:
+        assert torch.equal(after[name], before[name]), name
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    for part in ("pixel_decoder", "query_decoder", "mask_head"):
+        assert any(name.startswith(f"model.{part}.") for name in moved), part
+    groups = json.loads((tmp_path / "whole" / "checkpoints" / "step-00000004" / "state.json").read_text())
+    names = [name for group in groups["optimizer"]["param_groups"] for name in group["parameter_names"]]
+    assert not any(name.startswith(("model.backbone.", "model.class_head.")) for name in names)
+
+
+def test_a_frozen_run_is_resumed_to_the_same_weights(tiny_run, tmp_path):
+    options = {"freeze": ("backbone",), "evaluations": 1, "val_split": None}
+    train(tiny_run("whole", **options))
+    cut = tiny_run("cut", **options)
+    train(cut)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
+    cut.resume = True
+    train(cut)
+    expected, found = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_batch_norms_of_a_frozen_part_stay_in_eval_mode(tiny_run):
+    model = HfMaskFormerForUniversalSegmentation(config_of(tiny_run))
+    freeze_parts(model, ["backbone"])
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert not any(module.training for module in norms)
+    assert model.model.pixel_decoder.training
+
+
+def test_an_unknown_part_is_refused_with_the_parts_there_are(tiny_run):
+    model = HfMaskFormerForUniversalSegmentation(config_of(tiny_run))
+    parts = "backbone, pixel_decoder, query_decoder, class_head, mask_head, pixel_classifier"
+    with pytest.raises(ValueError, match=f"freeze names 'neck'; the parts of this model are {parts}"):
+        freeze_parts(model, ["neck"])
+
+
+def test_a_model_that_is_frozen_whole_is_refused(tiny_run):
+    model = HfMaskFormerForUniversalSegmentation(config_of(tiny_run, loss_pixel_weight=0.0))
+    names = ["backbone", "pixel_decoder", "query_decoder", "class_head", "mask_head"]
+    with pytest.raises(ValueError, match=r"freeze backbone, .*mask_head leaves no part to train"):
+        freeze_parts(model, names)
