@@ -37,7 +37,6 @@ def test_numbers_are_grouped_and_the_rest_stays_out():
 
 
 def test_tensorboard_gets_the_losses(tmp_path: Path):
-    pytest.importorskip("tensorboard")
     run = tmp_path / "run"
     options = {"length": 4, "image_size": 64}
     train(
@@ -49,10 +48,10 @@ def test_tensorboard_gets_the_losses(tmp_path: Path):
             batch_size=2,
             num_workers=0,
             log_every=1,
-            num_samples=0,
-            val_split=None,
-            tracker="tensorboard",
+            num_samples=1,
+            evaluations=1,
             dataset_options=options,
+            val_dataset_options=options,
             config_overrides={"image_size": [64, 64]},
         )
     )
@@ -62,3 +61,6 @@ def test_tensorboard_gets_the_losses(tmp_path: Path):
     opened = [EventAccumulator(str(folder)).Reload() for folder in folders]
     (events,) = [events for events in opened if "train/loss" in events.Tags()["scalars"]]
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    (picture,) = events.Images("evaluation/samples")
+    assert picture.step == 2
+    assert min(picture.width, picture.height) >= 64

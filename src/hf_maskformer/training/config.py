@@ -192,7 +192,9 @@ class TrainConfig:
     )
 
     log_every: int = option(10, "steps per line of log.jsonl")
-    tracker: str | None = option(None, "tensorboard (in output_dir), wandb, ... beside log.jsonl; needs its package")
+    tracker: str | None = option(
+        "tensorboard", "tensorboard (below output_dir), wandb, ... beside log.jsonl; 'none': log.jsonl alone"
+    )
     evaluations: int = option(4, "evaluations on val_split, evenly spread over the budget, the last one at its end")
     eval_limit: int | None = option(None, "images used by every evaluation but the last; best/ is chosen on them")
     eval_batch_size: int = option(4, "images per forward pass in evaluation")

@@ -32,7 +32,14 @@ from hf_maskformer.training.hardware import hardware
 from hf_maskformer.training.samples import sample_sheet, spread_indices
 from hf_maskformer.training.shards import WholeCopy, whole_optimizer_state, whole_tensors
 from hf_maskformer.training.summary import run_facts
-from hf_maskformer.training.trackers import JsonlLog, finish_tracker, log_to_tracker, scalars, start_tracker
+from hf_maskformer.training.trackers import (
+    JsonlLog,
+    finish_tracker,
+    log_sheet_to_tracker,
+    log_to_tracker,
+    scalars,
+    start_tracker,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +196,7 @@ class Keeper:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             sheet.save(folder / f"step-{state.step:08d}.png")
+            log_sheet_to_tracker(self.accelerator, sheet, step=state.step)
 
     def finish(self, state: TrainState) -> dict[str, Any]:
         """Last checkpoint and RUN/final, so that nothing after them can lose the weights; then the last evaluation.

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: one JSON object per line in log.jsonl, a progress bar, and a tracker if asked for."""
+"""Where the numbers of a run go: one JSON object per line in log.jsonl, a progress bar, and a tracker."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
@@ -134,6 +135,16 @@ def log_to_tracker(accelerator: Accelerator, values: dict[str, Any], *, step: in
     }
     if accelerator.trackers and numbers:
         accelerator.log(numbers, step=step)
+
+
+def log_sheet_to_tracker(accelerator: Accelerator, sheet: Any, *, step: int) -> None:
+    """A PIL image of evaluation samples, to TensorBoard and W&B; the other trackers get numbers only."""
+    name = "evaluation/samples"
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: np.asarray(sheet)[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [sheet]}, step=step)
 
 
 def finish_tracker(accelerator: Accelerator) -> None:
