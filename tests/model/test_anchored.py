@@ -86,8 +86,8 @@ def test_anchors_are_not_in_the_padding():
     heights[0, 1, 2] = 1.0
     padding = torch.zeros(1, 4, 6, dtype=torch.bool)
     padding[..., 4:] = True
-    anchors = pick_anchors(heights, padding, count=16)
-    assert anchors[0, 0].tolist() == [1, 2]
+    anchors = pick_anchors(heights, padding, count=20)  # of 16 cells
+    assert anchors[0, 0].tolist() == anchors[0, 16].tolist() == [1, 2]
     assert anchors[0, :, 1].max() < 4
 
 
@@ -147,7 +147,7 @@ def test_things_belong_to_queries_inside_and_stuff_to_its_own():
     anchors = torch.tensor([[[NO_ANCHOR, NO_ANCHOR], [2, 2], [2, 9], [12, 12]]])
     labels = torch.tensor([[1, 1, 0]])  # class 0 is stuff, its query is the first
     cost = location_cost(anchors, masks, labels, torch.tensor([0, -1]), cost=7.0)
-    assert cost[0].tolist() == [[7, 7, 0], [0, 7, 7], [7, 0, 7], [7, 7, 7]]
+    assert cost[0].tolist() == [[14, 14, 0], [0, 7, 14], [7, 0, 14], [7, 7, 14]]
 
 
 def test_the_nearest_of_two_queries_in_a_thing_is_matched_and_shared_by_all_layers():
@@ -160,9 +160,12 @@ def test_the_nearest_of_two_queries_in_a_thing_is_matched_and_shared_by_all_laye
     assert output.layer_losses["loss_class"].shape == (config.query_decoder_layers + 1,)
     calls = []
     original = model.criterion._mask_terms
-    model.criterion._mask_terms = lambda masks, targets, matches, **kw: (
-        calls.append(matches) or original(masks, targets, matches, **kw)
-    )
+
+    def recorded(masks, wanted, valid, matches, **keywords):
+        calls.append(matches)
+        return original(masks, wanted, valid, matches, **keywords)
+
+    model.criterion._mask_terms = recorded
     model(**inputs)
     first, *others = calls[0]
     for layer in others:
@@ -184,28 +187,40 @@ def test_one_to_many_is_the_mean_over_the_queries_of_a_thing():
     assert output.loss_dict["loss_one_to_many"].isfinite()
     terms, weights = output.loss_dict, model.criterion.weights
     torch.testing.assert_close(output.loss, sum(weights[name] * term for name, term in terms.items()))
-    criterion, masks = model.criterion, torch.randn(1, 3, 4, 4)
-    targets = torch.zeros(1, 1, 4, 4)
-    targets[0, 0, :2] = 1
-    prepared = criterion_targets(targets)
+    masks, wanted, valid = torch.randn(1, 3, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4)
+    wanted[0, 0, :2] = 1
     anchors = torch.tensor([[[0, 0], [1, 1], [3, 3]]])
-    term = criterion._one_to_many_term(masks, prepared, targets, anchors, padded=False)
-    pairs = [criterion._pair_losses(masks[:, q], targets, torch.ones(1, 4, 4), *ZERO, False) for q in (0, 1)]
+    belongs = model.criterion._things_of_queries([torch.tensor([2])], wanted, anchors)
+    assert belongs[0, :, 0].tolist() == [True, True, False]
+    term = model.criterion._one_to_many_term(masks, wanted, valid, belongs, padded=False)
+    first = torch.tensor([0])
+    pairs = [model.criterion._pair_losses(masks[:, q], wanted, valid, first, first, False) for q in (0, 1)]
     focal, dice = sum(pairs).div(2)[:, 0]
     expected = weights["loss_mask"] * focal + weights["loss_dice"] * dice
     assert term.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-ZERO = (torch.tensor([0]), torch.tensor([0]))
-
-
-def criterion_targets(masks):
-    from hf_maskformer.model.targets import prepare_targets
-
-    return prepare_targets([masks[0]], [torch.tensor([2])], None, num_images=1)
-
-
 # --- the whole model -------------------------------------------------------------------------------------------------
+
+
+def test_padding_cannot_reach_an_image_of_fewer_cells_than_queries():
+    decoder = build(tiny(ANCHORED, num_queries=20, query_decoder_memory_stride=8)).eval().model
+    padding = torch.ones(1, 64, 64, dtype=torch.bool)
+    padding[:, :16, :16] = False  # 16 cells of 1/4
+    torch.manual_seed(0)
+    features, memory = torch.randn(1, 16, 16, 16), [torch.randn(1, 32, 64 // s, 64 // s) for s in (8, 16, 32)]
+    noisy = features.masked_fill(padding[:, None, ::4, ::4], 5.0), [level.clone() for level in memory]
+    noisy[1][0].masked_fill_(padding[:, None, ::8, ::8], 5.0)
+    heads = {"class_head": decoder.class_head, "mask_head": decoder.mask_head, "all_layers": True}
+    with torch.no_grad():
+        clean = decoder.query_decoder(memory, features, padding, **heads)[-1]
+        spoilt = decoder.query_decoder(noisy[1], noisy[0], padding, **heads)[-1]
+    torch.testing.assert_close(spoilt.class_logits, clean.class_logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(spoilt.mask_logits[..., :4, :4], clean.mask_logits[..., :4, :4], atol=1e-5, rtol=0)
+
+
+def test_things_listed_twice_count_once():
+    assert tiny(ANCHORED, thing_label_ids=[2, 2]).thing_label_ids == [2]
 
 
 def test_things_only_have_no_stuff_query():
@@ -215,7 +230,7 @@ def test_things_only_have_no_stuff_query():
 
 
 def test_an_anchored_model_learns_to_find_small_squares():
-    """What learned queries need thousands of steps for: 60 steps on one batch give each square its own mask."""
+    """What learned queries need thousands of steps for: 200 steps on one batch give each square its own mask."""
     torch.manual_seed(0)
     config = tiny(ANCHORED, thing_label_ids=[0], id2label={0: "square"}, task="instance", num_queries=12)
     model = build(config).train()
@@ -226,7 +241,7 @@ def test_an_anchored_model_learns_to_find_small_squares():
             images[image, :, top : top + 14, left : left + 14] = 1.0
     inputs = {"pixel_values": images, "mask_labels": masks, "class_labels": [torch.zeros(4, dtype=torch.int64)] * 2}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(200):
         optimizer.zero_grad()
         model(**inputs).loss.backward()
         optimizer.step()
@@ -247,6 +262,8 @@ def test_an_anchored_model_learns_to_find_small_squares():
     [
         ({"matcher": "located", "query_decoder": "standard", "mask_head": "dot_product"}, "matcher 'located' needs"),
         ({"query_decoder": "standard", "matcher": "hungarian"}, "mask_head 'anchored_dot_product' needs"),
+        ({"matcher": "fixed", "task": "semantic", "thing_label_ids": [0]}, "orders its queries otherwise"),
+        ({"query_decoder": "standard", "loss_one_to_many_weight": 1.0}, "loss_one_to_many_weight is 1.0"),
         ({"num_queries": 2, "thing_label_ids": [2]}, "num_queries is 2"),
         ({"thing_label_ids": []}, "thing_label_ids is empty"),
     ],

@@ -40,6 +40,11 @@ def test_training_step(name):
 
 
 @every_preset
+def test_initial_weights(name):
+    tester.check_initial_weights(tester.tiny(name))
+
+
+@every_preset
 def test_odd_size(name):
     tester.check_odd_size(tester.tiny(name))
 

@@ -6,14 +6,19 @@ Every function takes a configuration and raises AssertionError; `test_presets.py
 
 import copy
 import math
+import tempfile
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_maskformer.model.class_head import LinearClassHead
 from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
+from hf_maskformer.model.layers import MLP, Attention, FeedForward
+from hf_maskformer.model.mask_head import AnchoredDotProductMaskHead
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
+from hf_maskformer.model.objectness import PRIOR, ObjectnessHead
 from hf_maskformer.presets import PRESETS, preset
 
 LABELS = {0: "road", 1: "tree", 2: "car"}
@@ -189,7 +194,9 @@ def check_bfloat16(config: HfMaskFormerConfig) -> None:
         autocast_loss = still(**inputs).loss
     full_loss = still(**inputs).loss
     assert autocast_loss.dtype == torch.float32
-    assert abs(autocast_loss.item() - full_loss.item()) < 0.02 * full_loss.item()
+    # Rounded heights may pick other pixels for anchors, which are other queries.
+    tolerance = 0.05 if config.query_decoder == "anchored" else 0.02
+    assert abs(autocast_loss.item() - full_loss.item()) < tolerance * full_loss.item()
     model = build(config).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_trained(model, inputs)
@@ -287,6 +294,31 @@ def assert_same(actual: Any, expected: Any) -> None:
     assert torch.equal(actual.masks_queries_logits, expected.masks_queries_logits)
     if expected.loss is not None:
         assert torch.equal(actual.loss, expected.loss)
+
+
+# --- initial weights -------------------------------------------------------------------------------------------------
+
+
+def check_initial_weights(config: HfMaskFormerConfig) -> None:
+    """Each part begins as its published code does, not as torch's modules do; also what a checkpoint does not hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(config).save_pretrained(folder)
+        more = {"id2label": dict(enumerate("abcdefg")), "thing_label_ids": [2, 3, 4, 5, 6], "num_queries": QUERIES + 2}
+        changed = HfMaskFormerForUniversalSegmentation.from_pretrained(folder, ignore_mismatched_sizes=True, **more)
+    for model in (build(config), changed):
+        for name, module in model.model.named_modules():
+            if isinstance(module, Attention | FeedForward | MLP | LinearClassHead):
+                for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
+                    assert linear.bias.abs().max() == 0, name
+                    xavier = math.sqrt(2 / (linear.in_features + linear.out_features))
+                    tolerance = 0.35 if linear.weight.numel() < 500 else 0.15
+                    assert abs(linear.weight.std().item() / xavier - 1) < tolerance, name
+            elif isinstance(module, ObjectnessHead):
+                assert math.isclose(module.output.bias.item(), math.log(PRIOR / (1 - PRIOR)), rel_tol=1e-6)
+            elif isinstance(module, AnchoredDotProductMaskHead):
+                assert module.place.bias.tolist() == [1, 1, 0, 0, 1]
+        positions = [value for name, value in model.named_parameters() if name.endswith("query_positions.weight")]
+        assert all(0.8 < value.std().item() < 1.2 for value in positions)
 
 
 # --- what forward returns --------------------------------------------------------------------------------------------

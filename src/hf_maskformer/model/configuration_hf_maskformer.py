@@ -177,7 +177,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     def _resolved_thing_label_ids(self) -> list[int]:
         """Without an explicit choice no class is countable in a semantic model, and every class is in the others."""
         if self.thing_label_ids is not None:
-            return sorted(int(label_id) for label_id in self.thing_label_ids)
+            return sorted({int(label_id) for label_id in self.thing_label_ids})
         return [] if self.task == "semantic" else sorted(self.id2label)
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,7 +255,17 @@ class HfMaskFormerConfig(PreTrainedConfig):
                     "query_decoder 'anchored' anchors the queries of things, but thing_label_ids is empty; use "
                     "'standard' (with matcher 'fixed' for semantic models)."
                 )
+            if self.matcher == "fixed":
+                raise ValueError(
+                    "matcher 'fixed' gives query k the class k, but query_decoder 'anchored' orders its queries "
+                    "otherwise; use 'located' or 'hungarian'."
+                )
             return
+        if self.loss_one_to_many_weight:
+            raise ValueError(
+                f"loss_one_to_many_weight is {self.loss_one_to_many_weight}; it needs query_decoder 'anchored', which "
+                f"is {self.query_decoder!r}."
+            )
         for name, value in (("matcher", "located"), ("mask_head", "anchored_dot_product")):
             if getattr(self, name) == value:
                 raise ValueError(f"{name} {value!r} needs query_decoder 'anchored', which is {self.query_decoder!r}.")

@@ -119,7 +119,8 @@ class Criterion(nn.Module):
                 classes.detach(), masks.detach(), targets, coarse, coarse_valid, anchors, objectness
             )
             mask_count, class_count, image_count = normalizer.to(device=classes.device, dtype=dtype).unbind()
-            focal, dice = self._mask_terms(masks, targets, matches, padded=padded)
+            compared = self._compared(targets, masks)
+            focal, dice = self._mask_terms(masks, *compared, matches, padded=padded)
             by_layer = {
                 "loss_class": self._class_term(classes, targets, matches) / class_count,
                 "loss_mask": focal / mask_count,
@@ -135,7 +136,8 @@ class Criterion(nn.Module):
                 losses = objectness_loss(objectness.to(dtype), bumps, coarse_valid)
                 terms["loss_objectness"] = losses.sum() / mask_count
             if self.weights["loss_one_to_many"] and anchors is not None:
-                term = self._one_to_many_term(masks[-1], targets, coarse, anchors, padded=padded)
+                belongs = self._things_of_queries(targets.labels, coarse, anchors)
+                term = self._one_to_many_term(masks[-1], *compared, belongs, padded=padded)
                 terms["loss_one_to_many"] = term / mask_count
             loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return loss, terms, {name: losses.detach() for name, losses in by_layer.items()}
@@ -226,8 +228,14 @@ class Criterion(nn.Module):
                 wanted[layer, image, torch.as_tensor(queries, device=classes.device)] = chosen
         return class_loss(classes, wanted, no_object_weight=self.no_object_weight).sum((1, 2))
 
+    def _compared(self, targets: Targets, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (B, N, H, W) and valid pixels (B, H, W) at the resolution at which they meet the predicted masks."""
+        if self.resolution == "target":
+            return targets.masks, targets.valid
+        return average_masks(targets.masks, targets.valid.to(masks.dtype), masks.shape[-2:])
+
     def _mask_terms(
-        self, masks: Tensor, targets: Targets, matches: list[list[Match]], *, padded: bool
+        self, masks: Tensor, wanted: Tensor, valid: Tensor, matches: list[list[Match]], *, padded: bool
     ) -> tuple[Tensor, Tensor]:
         """Focal and dice loss, summed over the matched pairs of each layer: (L,) and (L,)."""
         rows = [
@@ -240,10 +248,6 @@ class Criterion(nn.Module):
             nothing = masks.flatten(1).sum(1) * 0  # keeps every parameter in the graph, which DDP needs
             return nothing, nothing
         pairs = torch.tensor(rows, device=masks.device)  # (M, 4)
-        if self.resolution == "target":
-            wanted, valid = targets.masks, targets.valid
-        else:
-            wanted, valid = average_masks(targets.masks, targets.valid.to(masks.dtype), masks.shape[-2:])
         again = self.gradient_checkpointing and self.training
         # One layer at a time: only its masks are upsampled again in the backward pass.
         counts = torch.bincount(pairs[:, 0], minlength=masks.shape[0]).tolist() if again else [len(rows)]
@@ -257,25 +261,24 @@ class Criterion(nn.Module):
         nothing = focal.new_zeros(masks.shape[0])
         return nothing.index_add(0, pairs[:, 0], focal), nothing.index_add(0, pairs[:, 0], dice)
 
+    def _things_of_queries(self, labels: list[Tensor], coarse: Tensor, anchors: Tensor) -> Tensor:
+        """(B, Q, N), True where the thing is one that the query is anchored in."""
+        padded = nn.utils.rnn.pad_sequence(labels, batch_first=True)  # (B, N)
+        queries = self.stuff_queries.to(padded.device)
+        outside = location_cost(anchors, coarse, padded, queries, cost=1.0)  # (B, Q, N)
+        return (outside == 0) & (queries[padded] < 0)[:, None]
+
     def _one_to_many_term(
-        self, masks: Tensor, targets: Targets, coarse: Tensor, anchors: Tensor, *, padded: bool
+        self, masks: Tensor, wanted: Tensor, valid: Tensor, belongs: Tensor, *, padded: bool
     ) -> Tensor:
         """Weighted focal and dice loss of the last layer (B, Q, h, w), of every query in the thing it is anchored in.
 
         The mean over the queries of a thing, summed over things. H-DETR (Jia et al., CVPR 2023) trains further queries
         against repeated targets; here the place says which queries belong to one.
         """
-        labels = nn.utils.rnn.pad_sequence(targets.labels, batch_first=True)  # (B, N)
-        queries = self.stuff_queries.to(labels.device)
-        outside = location_cost(anchors, coarse, labels, queries, cost=1.0)  # (B, Q, N)
-        belongs = (outside == 0) & (queries[labels] < 0)[:, None]
         image, query, segment = belongs.nonzero().unbind(1)  # (P,)
         if not len(image):
             return masks.sum() * 0
-        if self.resolution == "target":
-            wanted, valid = targets.masks, targets.valid
-        else:
-            wanted, valid = average_masks(targets.masks, targets.valid.to(masks.dtype), masks.shape[-2:])
         focal, dice = self._pair_losses(masks[image, query], wanted, valid, image, segment, padded).unbind()
         losses = self.weights["loss_mask"] * focal + self.weights["loss_dice"] * dice
         return (losses / belongs.sum(1)[image, segment]).sum()

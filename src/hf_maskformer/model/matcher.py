@@ -54,7 +54,7 @@ def match_fixed(class_labels: list[np.ndarray], *, num_layers: int) -> list[list
 
 
 def location_cost(anchors: Tensor, masks: Tensor, labels: Tensor, stuff_queries: Tensor, *, cost: float) -> Tensor:
-    """`cost` for every pair that does not belong together by its place: (B, Q, N).
+    """`cost` for every pair that does not belong together by its place, twice that of stuff and thing: (B, Q, N).
 
     A query with an anchor belongs to the things whose mask it lies in (FastInst, sec. 3.4), one without to the class
     of stuff that is its own. Added to the other costs, it leaves the choice among the queries that do belong.
@@ -71,4 +71,5 @@ def location_cost(anchors: Tensor, masks: Tensor, labels: Tensor, stuff_queries:
     placed = anchors[..., :1] != NO_ANCHOR  # (B, Q, 1)
     inside = at_anchors(masks, anchors.clamp(min=0)) > 0.5  # (B, Q, N)
     belongs = torch.where(is_stuff, query == own_query[:, None, :], placed & inside)
-    return (~belongs) * cost
+    mixed = is_stuff == placed  # stuff with an anchored query, or a thing with one without an anchor
+    return (~belongs) * cost + mixed * cost

@@ -166,6 +166,11 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, or transformers passes over every module without parameters of its own, which `initialize` needs."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module)

@@ -34,7 +34,7 @@ def pick_anchors(objectness: Tensor, padding: Tensor | None, *, count: int) -> T
     """The cells of the highest peaks: logits (B, h, w), padding (B, h, w) or None -> (B, count, 2) row and column.
 
     A peak is not lower than its 8 neighbours. Where there are fewer peaks than `count`, the highest other cells
-    follow; a map of fewer cells gives some of them twice. Cells in the padding come last.
+    follow; an image of fewer cells gives some of them again. None is in the padding.
     """
     height, width = objectness.shape[-2:]
     heights = objectness.float().sigmoid()
@@ -45,7 +45,11 @@ def pick_anchors(objectness: Tensor, padding: Tensor | None, *, count: int) -> T
     if padding is not None:
         ranked = ranked.masked_fill(padding.flatten(1), -1.0)
     cells = ranked.topk(min(count, height * width), dim=1).indices
-    cells = cells[:, torch.arange(count, device=cells.device) % cells.shape[1]]  # (B, count)
+    usable = cells.new_full((cells.shape[0],), cells.shape[1])
+    if padding is not None:
+        usable = (~padding).flatten(1).sum(1).clamp(1, cells.shape[1])
+    order = torch.arange(count, device=cells.device) % usable[:, None]  # (B, count)
+    cells = cells.gather(1, order)
     return torch.stack([cells // width, cells % width], dim=-1)
 
 

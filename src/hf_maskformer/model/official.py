@@ -179,7 +179,12 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
         raise ValueError(
             f"save_official: backbone {backbone.model_type!r}; transformers' MaskFormer has resnet and swin."
         )
-    published = {"criterion_resolution": "target", "loss_pixel_weight": 0, "matcher": "hungarian"}
+    published = {
+        "criterion_resolution": "target",
+        "loss_pixel_weight": 0,
+        "matcher": "hungarian",
+        "matcher_layers": "each",
+    }
     lost = sorted(field for field, value in published.items() if getattr(config, field) != value)
     if lost:
         logger.warning(
