@@ -8,7 +8,7 @@ and budget. A run is trained once: its row is added to the JSON as it ends, and 
 """
 
 import argparse
-import json
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training_rows import locked
+from training_rows import commit_of, digest, locked, read_rows, replace_rows
 
-from hf_maskformer.evaluation.json_format import json_ready
-from hf_maskformer.training.config import train_config
-from hf_maskformer.training.hardware import hardware
-from hf_maskformer.training.run import MAIN_METRIC
-from hf_maskformer.training.train import open_accelerator, train
+from hf_maskformer.presets import PRESETS
+from hf_maskformer.training.config import TrainConfig, train_config
+from hf_maskformer.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,12 +34,17 @@ LEARNED = {**PUBLISHED_MATCHING, "query_decoder": "standard", "mask_head": "loca
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "camvid": {
         "recipe": {},
-        "bipartite matching": {"matcher": "hungarian"},
+        "bipartite matching, 50 queries": {"matcher": "hungarian", "num_queries": 50},
         "fixed, then bipartite for the second half": {"train": {"bipartite_after": 0.5}},
         "no pixel loss": {"loss_pixel_weight": 0.0},
-        "bipartite, no pixel loss": {"matcher": "hungarian", "loss_pixel_weight": 0.0},
+        "bipartite, 50 queries, no pixel loss": {
+            "matcher": "hungarian",
+            "num_queries": 50,
+            "loss_pixel_weight": 0.0,
+        },
         "learning rate 3e-4": {"train": {"learning_rate": 3e-4}},
         "learning rate 3e-3": {"train": {"learning_rate": 3e-3}},
+        "initial weights as torch's modules": {"initialization": "torch"},
         "backbone at a tenth of the rate": {"train": {"backbone_learning_rate_multiplier": 0.1}},
     },
     "nuclei": {
@@ -51,6 +54,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "queries from pixels, bipartite": {**PUBLISHED_MATCHING, "mask_head": "located_dot_product"},
         "queries from pixels, paraboloid, bipartite": PUBLISHED_MATCHING,
         "without shared assignment": {"matcher_layers": "each"},
+        "initial weights as torch's modules": {"initialization": "torch"},
         "with one-to-many mask losses": {"loss_one_to_many_weight": 1.0},
         "learning rate 3e-4": {"train": {"learning_rate": 3e-4}},
         "learning rate 3e-3": {"train": {"learning_rate": 3e-3}},
@@ -64,10 +68,15 @@ def main() -> None:
     path = arguments.json or RESULTS / f"convergence_{arguments.data}.json"
     for seed in arguments.seeds:
         for variant in arguments.variants or VARIANTS[arguments.data]:
-            identity = {"variant": variant, "seed": seed, "steps": arguments.steps}
-            if not any(identity.items() <= row.items() for row in read_rows(path)):
-                add_row(path, {**identity, **run(arguments, variant, seed)})
-                print(table(arguments.data, read_rows(path)))
+            config = variant_config(arguments, variant, seed)
+            identity = {"variant": variant, "seed": seed, "steps": arguments.steps, "config": config_digest(config)}
+            if any(identity.items() <= row.items() for row in read_rows(path)):
+                continue
+            row = {**identity, **run(config), "commit": commit_of(ROOT)}
+            with locked(path.parent):  # several processes may add rows to one file
+                kept = [row for row in read_rows(path) if not same_place(row, identity)]
+                replace_rows(path, [*kept, row])
+            print(table(arguments.data, read_rows(path)))
     print(table(arguments.data, read_rows(path)))
 
 
@@ -87,50 +96,48 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
-    """Train one variant and read what its run reports."""
+def variant_config(arguments: argparse.Namespace, variant: str, seed: int) -> TrainConfig:
+    """The recipe with the changes of a variant."""
     changes = dict(VARIANTS[arguments.data][variant])
     options = changes.pop("train", {})
+    flags = {
+        "dataset": str(arguments.folder or ROOT.parent / "shared" / "data" / arguments.data),
+        "format": FORMATS[arguments.data],
+        "seed": seed,
+        "max_steps": arguments.steps,
+        "evaluations": 1,
+        "num_samples": 0,
+        "num_workers": 0,
+        "tracker": None,
+        "config_overrides": changes,
+        **options,
+    }
+    return dataclasses.replace(train_config(ROOT / "recipes" / RECIPES[arguments.data], flags), max_minutes=None)
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Of all that decides on the run but where its data lie: a changed recipe, preset or default is another run."""
+    options = {name: value for name, value in vars(config).items() if name not in ("dataset", "output_dir")}
+    return digest([options, PRESETS[config.preset].fields])
+
+
+def same_place(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(row[name] == other[name] for name in ("variant", "seed", "steps"))
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train and read what the run reports."""
     with tempfile.TemporaryDirectory() as folder:
-        config = train_config(
-            ROOT / "recipes" / RECIPES[arguments.data],
-            {
-                "dataset": str(arguments.folder or ROOT.parent / "shared" / "data" / arguments.data),
-                "format": FORMATS[arguments.data],
-                "output_dir": str(Path(folder) / "run"),
-                "seed": seed,
-                "max_steps": arguments.steps,
-                "evaluations": 1,
-                "num_samples": 0,
-                "num_workers": 0,
-                "config_overrides": changes,
-                **options,
-            },
-        )
-        config.max_minutes = None
+        config.output_dir = str(Path(folder) / "run")
         started = time.process_time()
         metrics = train(config)
         seconds = time.process_time() - started
-        device = hardware(open_accelerator(config))
     return {
-        **{name: metrics[name] for name in SHOWN[arguments.data]},
-        "metric": MAIN_METRIC[config.task],
+        **{name: metrics[name] for name in ("mean_iou", "map", "map_50") if name in metrics},
         "training_minutes": metrics["training_minutes"],
         "cpu_seconds_with_evaluation": seconds,
-        "hardware": device,
+        "hardware": metrics["hardware"],
     }
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
-
-
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Several processes may add rows to one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent):
-        rows = [*read_rows(path), json_ready(row)]
-        path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 def table(data: str, rows: list[dict[str, Any]]) -> str:

@@ -77,9 +77,10 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
     if not any(what.startswith("train_compare") for _, what in figures):
         result = read("train_compare.json")
         figures[result["preset"], "train_compare"] = first_comparison(result)
-    for path in sorted(RESULTS.glob("convergence_*.json")):
-        data = path.stem.removeprefix("convergence_")
-        figures[CONVERGENCE_PRESETS[data], path.stem] = convergence(data, read(path.name)["rows"])
+    for data, trained in CONVERGENCE_PRESETS.items():
+        rows = read_rows(RESULTS / f"convergence_{data}.json")
+        if rows:
+            figures[trained, f"convergence_{data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
     return figures
 

@@ -25,10 +25,10 @@ import transformers
 from accelerate import Accelerator
 from training_loop import PEER_SETTINGS, train_peer
 from training_peers import PEERS, TAKES_OUR_BACKBONE, check_packages
-from training_rows import OURS, Row, add_row, finished_row, read_rows
+from training_rows import OURS, Row, add_row, commit_of, digest, finished_row, read_rows
 from training_table import comparison
 
-from hf_maskformer.presets import preset
+from hf_maskformer.presets import PRESETS, preset
 from hf_maskformer.training.config import TrainConfig, train_config
 from hf_maskformer.training.hardware import hardware
 from hf_maskformer.training.setup import OVERRIDES
@@ -49,6 +49,9 @@ NOT_COMPARED = {
     "evaluations",
     "eval_limit",
     "eval_batch_size",
+    "hub_private",
+    "push_to_hub",
+    "tracker",
     "log_every",
     "num_samples",
     "checkpoint_every",
@@ -86,7 +89,7 @@ def main() -> None:
             print(f"{cell_name(model, rate)}: kept from {path}")
             continue
         print(f"{cell_name(model, rate)}: training")
-        row.update(measure(config, row, arguments.output_dir, arguments.run))
+        row.update(measure(config, row, arguments.output_dir, arguments.run), commit=commit_of(ROOT))
         add_row(path, row)
         shown = {name: value for name, value in row.items() if name not in ("conditions", "settings")}
         print(json.dumps(json_ready(shown), indent=2))
@@ -183,6 +186,8 @@ def wanted_row(config: TrainConfig, recipe: str, model: str, rate: float | None)
     backbone = {"backbone": config.preset} if model in TAKES_OUR_BACKBONE else {}
     settings = ours_settings(config) if model == OURS else {**PEER_SETTINGS, **backbone}
     names = {"preset": config.preset, "recipe": recipe} if model == OURS else {}
+    if model == OURS or model in TAKES_OUR_BACKBONE:
+        settings["preset_fields"] = digest(PRESETS[config.preset].fields)
     rate = config.learning_rate if rate is None else rate
     row = {"model": model, "learning_rate": rate, "seed": config.seed, **names}
     return json_ready({**row, "conditions": conditions, "settings": settings})

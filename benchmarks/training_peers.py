@@ -107,11 +107,11 @@ class SegFormer:
         return maps[0].cpu().numpy()
 
 
-def mask_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+def mask_loss(model: nn.Module, batch: dict[str, Any], **further: Any) -> torch.Tensor:
     """The loss that transformers' mask classification models compute themselves."""
     names = ("pixel_values", "pixel_mask", "class_labels")
     masks = [masks.float() for masks in batch["mask_labels"]]
-    return model(**{name: batch[name] for name in names}, mask_labels=masks).loss.sum()
+    return model(**{name: batch[name] for name in names}, mask_labels=masks, **further).loss.sum()
 
 
 class MaskFormer:
@@ -123,7 +123,11 @@ class MaskFormer:
     views = (CANVAS,)
 
     def __init__(self, ours: HfMaskFormerConfig, spec: LabelSpec, pixels: Pixels) -> None:
-        config = MaskFormerConfig(backbone_config=ours.backbone_config, id2label=spec.id2label)
+        # As published: every decoder layer is supervised, which the library leaves out unless asked. With it a call
+        # that does not ask for the hidden states is a TypeError (transformers 5.17 to 5.23).
+        config = MaskFormerConfig(
+            backbone_config=ours.backbone_config, id2label=spec.id2label, use_auxiliary_loss=True
+        )
         self.model = MaskFormerForInstanceSegmentation(config)
         height, width = pixels.canvas
         self.processor = MaskFormerImageProcessor(
@@ -134,11 +138,13 @@ class MaskFormer:
         )
 
     def loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        return mask_loss(self.model, batch)
+        return mask_loss(self.model, batch, output_hidden_states=True)
 
     def predict(self, image: np.ndarray, view: str) -> np.ndarray:
         inputs = self.processor(images=[image], return_tensors="pt").to(self.model.device)
-        outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+        outputs = self.model(
+            pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"], output_hidden_states=True
+        )
         maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
         return maps[0].cpu().numpy()
 

@@ -1,8 +1,10 @@
 """The rows of the training comparison in their JSON file: each is added as its run ends, whoever runs beside it."""
 
 import fcntl
+import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +34,32 @@ def add_row(path: Path, row: Row) -> None:
     row = json_ready(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        rows = [*(kept for kept in read_rows(path) if not same_cell(kept, row)), row]
-        written = path.with_name(path.name + ".tmp")
-        written.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-        os.replace(written, path)
+        replace_rows(path, [*(kept for kept in read_rows(path) if not same_cell(kept, row)), row])
+
+
+def replace_rows(path: Path, rows: list[Row]) -> None:
+    """Write the file in one piece; whoever reads meanwhile sees the old rows or the new ones."""
+    written = path.with_name(path.name + ".tmp")
+    written.write_text(json.dumps({"rows": json_ready(rows)}, indent=2) + "\n")
+    os.replace(written, path)
+
+
+def commit_of(root: Path) -> str:
+    """The commit that a figure was made with; "+" behind it: and with changes that are in none."""
+    words = ["git", "-C", str(root)]
+    commit = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run(
+        [*words, "status", "--porcelain", "--untracked-files=no", "src", "recipes"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return commit.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def digest(value: Any) -> str:
+    """A short name of a JSON-ready value."""
+    return hashlib.sha256(json.dumps(json_ready(value), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def same_cell(row: Row, other: Row) -> bool:

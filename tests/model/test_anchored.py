@@ -133,6 +133,18 @@ def test_a_new_head_makes_a_disc_around_the_anchor():
     assert len(inside) == pytest.approx(math.pi * radius**2, rel=0.1)
 
 
+def test_torchs_own_initial_weights_keep_the_disc_and_a_loaded_checkpoint(tmp_path):
+    config = tiny(ANCHORED, initialization="torch")
+    model = build(config)
+    assert model.model.mask_head.place.bias.tolist() == [1, 1, 0, 0, 1]
+    attention = model.model.query_decoder.layers[0].self_attention.query
+    bound = 1 / math.sqrt(attention.in_features)  # of torch's uniform weights and biases
+    assert 0.8 * bound < attention.bias.abs().max() <= bound
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, num_queries=9)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
 def test_the_head_needs_anchors():
     head = AnchoredDotProductMaskHead(6, mask_dim=3, layers=1)
     with pytest.raises(ValueError, match="query_decoder 'anchored'"):

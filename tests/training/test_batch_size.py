@@ -166,6 +166,21 @@ def test_the_worst_batch_has_the_fullest_images_and_padding():
     assert (batch["pixel_mask"] == 0).any()
 
 
+def test_a_trial_with_fixed_matching_has_no_class_twice(tiny_run, monkeypatch):
+    """Streamed data is not counted, so there are as many targets as queries: more than classes."""
+    monkeypatch.setattr(batch_size, "fullest_images", lambda data, most: [])
+    overrides = {**tiny_run().config_overrides, "matcher": "fixed"}
+    config = tiny_run(task="semantic", config_overrides=overrides)
+    data = load("scenes", task="semantic", length=1, image_size=64)
+    model, processor = build_model(config, data, None)
+    assert model.config.num_labels < model.config.num_queries
+    accelerator = Accelerator(cpu=True)
+    with unchanged(model, accelerator.device):
+        step = TrialSteps(config, model, processor, data, accelerator, most=1)
+        assert step.counts == [model.config.num_labels]
+        step(1)
+
+
 def test_a_trial_is_a_real_step_and_leaves_everything_as_it_was(tiny_run):
     config = tiny_run(ema_decay=0.9, copy_paste_probability=0.5)
     data = load("scenes", length=4, image_size=64)
@@ -234,3 +249,8 @@ def test_images_per_step_become_accumulation_steps(tiny_run):
         ValueError, match=r"images_per_step is 7, but 1 processes with batch_size 2 take 2 images at a"
     ):
         known_batch_size(tiny_run(batch_size=2, images_per_step=7), accelerator)
+    assert known_batch_size(config, accelerator) == config  # as it is stored
+    for size in (2, "auto"):
+        both = tiny_run(batch_size=size, images_per_step=6, gradient_accumulation_steps=2)
+        with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, but images_per_step 6"):
+            known_batch_size(both, accelerator)

@@ -47,3 +47,20 @@ def test_evaluations_that_a_long_step_passed_are_not_made_up_twice(seconds):
     assert plan.evaluation_due(state)
     state.evaluations = 3
     assert not plan.evaluation_due(state)
+
+
+def test_a_resumed_run_counts_the_places_of_its_new_budget():
+    plan = budget(max_steps=16, evaluations=4)
+    finished = TrainState(step=4, evaluations=4, evaluated_step=4)  # of 4 steps with 4 evaluations
+    plan.resume(finished)
+    assert finished.evaluations == 1
+    between = TrainState(step=8, evaluations=0, evaluated_step=0)
+    plan.resume(between)
+    assert (between.evaluations, plan.evaluation_due(between)) == (0, True)
+    just_evaluated = TrainState(step=8, evaluations=1, evaluated_step=8)  # as half of 2
+    plan.resume(just_evaluated)
+    assert (just_evaluated.evaluations, plan.evaluation_due(just_evaluated)) == (2, False)
+    just_evaluated.step = 11
+    assert not plan.evaluation_due(just_evaluated)
+    just_evaluated.step = 12
+    assert plan.evaluation_due(just_evaluated)

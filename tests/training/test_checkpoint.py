@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +16,16 @@ from torch import nn
 from hf_maskformer.training import checkpoint as checkpoint_module
 from hf_maskformer.training.checkpoint import (
     checkpoints,
+    damage,
     load_optimizer,
     load_state,
     newest_checkpoint,
     restore_replaced,
     save_checkpoint,
     save_model,
+    store_progress,
     write_directory,
+    write_text,
 )
 from hf_maskformer.training.optimizer import build_optimizer
 
@@ -61,6 +66,18 @@ def save(folder, model, optimizer, number, keep=2):
     optimizer_state = optimizer.state_dict()
     return save_checkpoint(
         folder, model=model, processor=Processor(), optimizer_state=optimizer_state, state=state, keep=keep
+    )
+
+
+def save_with_average(folder, model, number, keep=1):
+    return save_checkpoint(
+        folder,
+        model=model,
+        processor=Processor(),
+        optimizer_state=optimizer_of(model).state_dict(),
+        state={"step": number, "progress": {"step": number}},
+        keep=keep,
+        average={"layer.bias": torch.zeros(2)},
     )
 
 
@@ -186,6 +203,128 @@ def test_a_checkpoint_without_weights_is_not_whole(tmp_path, caplog):
     (tmp_path / "step-00000001" / "model" / "model.safetensors").unlink()
     assert newest_checkpoint(tmp_path) is None
     assert "holds no weights" in caplog.text
+
+
+FILES = ("model/model.safetensors", "model/preprocessor_config.json", "ema.safetensors", "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_that_lacks_a_file_is_not_whole(tmp_path, file):
+    model = Saveable()
+    path = save_with_average(tmp_path, model, 1)
+    store_progress(tmp_path, 1, {"step": 1, "seconds": 9.0})  # writes the state anew
+    assert damage(path) is None
+    (path / file).unlink()
+    assert Path(file).name in damage(path) or "holds no weights" in damage(path)
+
+
+def test_another_size_than_the_stored_one_is_damage(tmp_path):
+    path = save_with_average(tmp_path, Saveable(), 1)
+    (path / "model" / "preprocessor_config.json").write_text("{ }")
+    assert damage(path) == "preprocessor_config.json has 3 bytes instead of 2"
+
+
+def test_a_checkpoint_of_a_version_that_did_not_list_files_is_whole(tmp_path):
+    path = save_with_average(tmp_path, Saveable(), 1)
+    state = json.loads((path / "state.json").read_text())
+    assert set(state.pop("files")) == set(FILES)
+    (path / "state.json").write_text(json.dumps(state))
+    assert damage(path) is None
+
+
+# --- what a killed process or a switched off machine leaves ----------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What was brought to the disk and renamed, in order: ("sync", inode) and ("rename", inode, new name)."""
+
+    def sync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino))
+
+    def rename(path, target):
+        events.append(("rename", path.stat().st_ino, target.name))
+        os.rename(path, target)
+
+    events = []
+    monkeypatch.setattr(checkpoint_module.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint_module.Path, "rename", rename)
+    monkeypatch.setattr(checkpoint_module.os, "replace", lambda path, target: rename(Path(path), Path(target)))
+    return events
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_name_before_others_go(tmp_path, disk):
+    model = Saveable()
+    save_with_average(tmp_path, model, 1)
+    disk.clear()
+    path = save_with_average(tmp_path, model, 2)
+    named = disk.index(("rename", path.stat().st_ino, "step-00000002"))
+    before = {event[1] for event in disk[:named] if event[0] == "sync"}
+    assert before == {part.stat().st_ino for part in (path, *path.rglob("*"))}
+    assert disk[named + 1] == ("sync", tmp_path.stat().st_ino)
+    assert [event[2] for event in disk[named + 2 :]] == [".step-00000001.removed"]
+
+
+def test_a_text_is_on_the_disk_before_it_replaces_another(tmp_path, disk):
+    path = tmp_path / "state.json"
+    write_text(path, "new")
+    inode = path.stat().st_ino
+    assert disk == [("sync", inode), ("rename", inode, "state.json"), ("sync", tmp_path.stat().st_ino)]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_disk_that_cannot_be_asked_is_not_a_disk_that_fails(tmp_path, monkeypatch, number, raised):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint_module.os, "fsync", fsync)
+    if raised:
+        with pytest.raises(OSError, match="step-00000001 could not be written"):
+            save_with_average(tmp_path, Saveable(), 1)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert damage(save_with_average(tmp_path, Saveable(), 1)) is None
+
+
+def test_a_deletion_that_is_cut_off_leaves_nothing_for_ever(tmp_path, monkeypatch):
+    """Killed while step 1 is deleted: it is no checkpoint from the first moment on, the next save clears it away."""
+
+    def killed(path, **keywords):
+        if "step-00000001" in Path(path).name:
+            (Path(path) / "optimizer.safetensors").unlink()
+            raise KeyboardInterrupt
+        return rmtree(path, **keywords)
+
+    model, rmtree = Saveable(), shutil.rmtree
+    save_with_average(tmp_path, model, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_with_average(tmp_path, model, 2)
+    assert [path.name for path in checkpoint_module.checkpoint_folders(tmp_path)] == ["step-00000002"]
+    save_with_average(tmp_path, model, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_save_clears_away_what_is_older_and_not_whole(tmp_path):
+    """Nothing newer than the newest whole one, nothing whole that is to be kept, nothing of other names."""
+    model = Saveable()
+    for number in (1, 2, 3, 4, 8):
+        save_with_average(tmp_path, model, number, keep=9)
+    for number in (2, 4, 8):
+        (tmp_path / f"step-0000000{number}" / "ema.safetensors").unlink()
+    for name in (".step-00000005.unfinished", ".step-00000008.replaced", ".step-00000001.removed", ".mine.removed"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    save_with_average(tmp_path, model, 5, keep=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".mine.removed", "step-00000003", "step-00000005", "step-00000008"]
+
+
+def test_where_no_checkpoint_is_whole_none_is_deleted(tmp_path):
+    path = save_with_average(tmp_path, Saveable(), 1)
+    (path / "ema.safetensors").unlink()
+    checkpoint_module.remove_old(tmp_path, keep=1)
+    assert path.is_dir()
 
 
 def test_an_incomplete_directory_is_not_a_checkpoint(tmp_path):

@@ -5,7 +5,8 @@ from argparse import ArgumentParser
 
 import pytest
 
-from hf_maskformer.training.config import TrainConfig, add_flags, check_same_run, parsed_flags, train_config
+from hf_maskformer.training.config import TrainConfig, check_same_run, train_config
+from hf_maskformer.training.flags import add_flags, parsed_flags
 
 
 def parse(*words):
@@ -91,6 +92,23 @@ def test_unknown_recipe_key_names_the_nearest(tmp_path):
         ("max_steps: 1\nearly_stopping_patience: 0", r"patience is 0; with evaluations=4 it must be at least 1"),
         ("max_steps: 1\nearly_stopping_patience: 3", r"patience is 3; .* at most 2 \(evaluations - 2\)"),
         ("max_steps: 1\nearly_stopping_patience: 1\nval_split: none", r"without val_split nothing is evaluated"),
+        ("max_steps: 1\neval_batch_size: 0", r"eval_batch_size is 0; it must be at least 1"),
+        ("max_steps: 1\neval_limit: 0", r"eval_limit is 0; it must be at least 1"),
+        ("max_steps: 1\nkeep_checkpoints: 0", r"keep_checkpoints is 0; it must be at least 1"),
+        (
+            "max_steps: 1\nlora_targets: [backbone]",
+            r"lora_targets is \('backbone',\), but without lora_rank there",
+        ),
+        (
+            "max_steps: 1\nlora_rank: 2\ninit_from: x\nlora_targets: []",
+            r"lora_rank is 2, but lora_targets names no",
+        ),
+        ("max_steps: 1\nschedule_steps: [0.5]", r"schedule_steps is \(0.5,\), which has no effect on schedule 'poly'"),
+        ("max_steps: 1\nlayer_decay: 0.5\nfreeze: [backbone]", r"layer_decay is 0.5, but of the backbone nothing is"),
+        (
+            "max_steps: 1\nlayer_decay: 0.5\nlora_rank: 2\ninit_from: x\nlora_targets: [query_decoder]",
+            r"layer_decay is 0.5, but of the backbone nothing is trained",
+        ),
         ("crop_size: 96", r"crop_size is 96; allowed: 2 values of type int or none"),
         ("color_jitter: 1", r"color_jitter is 1; allowed: bool"),
         ("batch_size: 0\nmax_steps: 1", r"batch_size is 0; it must be at least 1"),
@@ -126,6 +144,22 @@ def test_resume_with_another_batch_size_is_refused():
     check_same_run(stored, TrainConfig(max_steps=5, batch_size=3, crop_size=(32, 64)))
     with pytest.raises(ValueError, match="batch_size: 3 then, 4 now"):
         check_same_run(stored, TrainConfig(max_steps=5, batch_size=4, crop_size=(32, 64)))
+
+
+def test_with_images_per_step_another_number_of_processes_is_the_same_run(tmp_path):
+    """Two processes stored 2 accumulation steps; how many one process makes is worked out again."""
+    stored = TrainConfig(max_steps=1, batch_size=2, images_per_step=8, gradient_accumulation_steps=2).to_dict()
+    (tmp_path / "train_config.json").write_text(json.dumps(stored))
+    config = train_config(None, {"resume": True, "output_dir": str(tmp_path)})
+    assert (config.images_per_step, config.gradient_accumulation_steps) == (8, 1)
+    stored = json.loads(json.dumps(stored))
+    options = {"max_steps": 1, "batch_size": 2}
+    check_same_run(stored, TrainConfig(**options, images_per_step=8, gradient_accumulation_steps=4))
+    with pytest.raises(ValueError, match=r"\(images_per_step: 8 then, 16 now\)"):
+        check_same_run(stored, TrainConfig(**options, images_per_step=16, gradient_accumulation_steps=4))
+    stored = json.loads(json.dumps(TrainConfig(**options, gradient_accumulation_steps=2).to_dict()))
+    with pytest.raises(ValueError, match="gradient_accumulation_steps: 2 then, 4 now"):
+        check_same_run(stored, TrainConfig(**options, gradient_accumulation_steps=4))
 
 
 def test_every_option_has_help():

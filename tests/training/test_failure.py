@@ -84,7 +84,8 @@ def test_a_step_run_again_fails_alike_and_names_the_image(tiny_run, spoil, tmp_p
     assert result.passes[0].findings[bad][0] == "pixel_values"
 
 
-def test_terms_and_gradient_of_a_step_run_again_are_the_runs(tiny_run, monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "freeze", "lora", "bipartite"])
+def test_terms_and_gradient_of_a_step_run_again_are_the_runs(tiny_run, monkeypatch, tmp_path, kind):
     """A healthy step, made to look like a failed one: everything must come out bit for bit, with dropout."""
 
     def step(accelerator, model, optimizer, window, *, step, max_grad_norm):
@@ -94,19 +95,32 @@ def test_terms_and_gradient_of_a_step_run_again_are_the_runs(tiny_run, monkeypat
         return taken(accelerator, model, optimizer, window, step=step, max_grad_norm=max_grad_norm)
 
     def norm(parameters):
-        seen.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        seen.extend((float(torch.nn.utils.get_total_norm(gradients)), len(gradients)))
         return float("nan")
 
+    overrides = {**tiny_run().config_overrides, "query_decoder_dropout": 0.3}
+    options = {"gradient_accumulation_steps": 2, "config_overrides": overrides}
+    if kind == "freeze":
+        options |= {"freeze": ("backbone", "class_head")}
+    elif kind == "lora":
+        pytest.importorskip("peft")
+        train(tiny_run("before", max_steps=1, **options))
+        options |= {"init_from": str(tmp_path / "before" / "final"), "lora_rank": 2, "lora_alpha": 3}
+        options |= {"lora_targets": ("backbone", "query_decoder")}
+    elif kind == "bipartite":  # the configuration keeps the class-fixed matching of the first step
+        options |= {"task": "semantic", "config_overrides": {**overrides, "matcher": "fixed"}, "bipartite_after": 0.25}
     seen, taken = [], train_module.training_step
     monkeypatch.setattr(train_module, "training_step", step)
-    overrides = {**tiny_run().config_overrides, "query_decoder_dropout": 0.3}
     with pytest.raises(FloatingPointError, match="step 1: the gradient's norm is nan"):
-        train(tiny_run(gradient_accumulation_steps=2, config_overrides=overrides))
+        train(tiny_run(**options))
     result = replay(tmp_path / "run" / "failures" / "step-00000001", torch.device("cpu"))
     assert not result.fails
     assert [one.terms for one in result.passes] == [one.recorded for one in result.passes]
     assert len(result.passes) == 2
     assert result.grad_norm == pytest.approx(seen[0], rel=1e-5)
+    assert len(result.gradients) == seen[1]
+    assert (kind == "lora") == any(".lora_A." in name for name in result.gradients)
 
 
 def test_a_weight_that_is_not_finite_is_named(tiny_run, monkeypatch, tmp_path):
@@ -135,9 +149,30 @@ def test_skip_leaves_the_step_out_and_goes_on(tiny_run, spoil, tmp_path):
     assert not same(after[1], after[2])
     assert all(tensor.isfinite().all() for tensor in after[2].values())
     skipped = [line for line in log_lines(config) if line.get("event") == "skipped"]
-    assert [line["step"] for line in skipped] == [1]
+    assert [line["step"] for line in skipped] == [2]  # counted as those of steps that were taken
     assert "scene-" in skipped[0]["error"]
     assert [line["step"] for line in log_lines(config) if "event" not in line] == [1, 3, 4]
+
+
+def test_a_resumed_run_does_not_list_a_skipped_step_twice(tiny_run, spoil, monkeypatch):
+    """Ended in step 3, after step 2 was left out; the checkpoint is from before that."""
+
+    def stop(*arguments, step, **keywords):
+        if step == 3:
+            raise KeyboardInterrupt
+        return taken(*arguments, step=step, **keywords)
+
+    taken = train_module.training_step
+    config = tiny_run(on_nonfinite="skip", val_split=None)
+    spoil(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    config.resume = True
+    spoil(0)  # step 2 is the first pass now
+    train(config)
+    assert [line["step"] for line in log_lines(config) if line.get("event") == "skipped"] == [3]
 
 
 def test_ten_skips_in_a_row_end_the_run(tiny_run, spoil, tmp_path, monkeypatch):

@@ -239,7 +239,8 @@ def test_a_frozen_run_is_resumed_to_the_same_weights(tiny_run, tmp_path):
     train(tiny_run("whole", **options))
     cut = tiny_run("cut", **options)
     train(cut)
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
+    for folder in ("checkpoints/step-00000004", "best", "final"):
+        shutil.rmtree(tmp_path / "cut" / folder)
     cut.resume = True
     train(cut)
     expected, found = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "cut"))

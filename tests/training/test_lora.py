@@ -114,7 +114,8 @@ def test_a_run_trains_adapters_and_publishes_merged_weights(stored, tiny_run, tm
 
     cut = tiny_run("cut", **options)
     train(cut)
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
+    for folder in ("checkpoints/step-00000004", "best", "final"):
+        shutil.rmtree(tmp_path / "cut" / folder)
     cut.resume = True
     train(cut)
     found = load_file(tmp_path / "cut" / "final" / "model.safetensors")
@@ -132,3 +133,10 @@ def test_unknown_targets_are_refused(model):
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match=r"lora_targets names 'neck'; the parts of this model are backbone, pixel_"):
         add_adapters(model, rank=2, alpha=None, targets=["neck"])
+
+
+@pytest.mark.parametrize("part", ["class_head", "mask_head", "pixel_classifier"])
+def test_a_target_that_is_trained_whole_is_refused(model, part):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=rf"lora_targets names '{part}', which is trained whole"):
+        add_adapters(model, rank=2, alpha=None, targets=["backbone", part])

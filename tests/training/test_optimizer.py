@@ -97,3 +97,10 @@ def test_warm_up_is_linear_and_ends():
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="schedule is 'linear'; allowed: poly, cosine, step, constant"):
         learning_rate_factor("linear", step=0, progress=0.0, warmup_steps=0)
+
+
+def test_layer_decay_of_a_backbone_that_is_not_trained_is_refused():
+    with pytest.raises(ValueError, match=r"layer_decay is 0\.5, but no parameter of the backbone is trained"):
+        parameter_groups(
+            nn.Linear(2, 2), learning_rate=1.0, backbone_multiplier=1.0, weight_decay=0.0, layer_decay=0.5
+        )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.checkpoint import load_state, newest_checkpoint
 from hf_maskformer.training.config import TrainConfig, check_same_run
-from hf_maskformer.training.run import Keeper, check_same_processes
+from hf_maskformer.training.run import Keeper, check_same_processes, open_run
 from hf_maskformer.training.train import open_optimizer, train
 
 
@@ -42,6 +42,44 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_run, caplog):
     assert "step-00000004 is not whole and passed over: model.safetensors has" in caplog.text
     expected, found = (load_file(f"{c.output_dir}/final/model.safetensors") for c in (whole, cut))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tiny_run, tmp_path):
+    config = tiny_run()
+    train(config)
+    config.resume = True
+    run = tmp_path / "run"
+    for path in (run / "checkpoints").glob("*/optimizer.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    before = [(run / name / "model.safetensors").stat().st_mtime_ns for name in ("best", "final")]
+    message = r"none of the checkpoints in .*run.checkpoints is whole \(step-00000002: optimizer\.safetensors .*; "
+    with pytest.raises(ValueError, match=message + r"step-00000004: .*\); move the folder away to start anew"):
+        train(config)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ValueError, match=r"is whole \(only best, final are left\); move the folder away"):
+        train(config)
+    assert before == [(run / name / "model.safetensors").stat().st_mtime_ns for name in ("best", "final")]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_anew(tiny_run, tmp_path):
+    (tmp_path / "run" / "checkpoints" / ".step-00000002.unfinished").mkdir(parents=True)
+    alone = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
+    assert open_run(tmp_path / "run", tiny_run(resume=True), alone) is None
+
+
+def test_only_the_main_process_undoes_a_replacement_and_the_others_wait_for_it(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    (run / ".best.replaced").mkdir(parents=True)
+    waits = []
+
+    def main_process():
+        waits.append((run / "best").exists())
+        (run / ".best.replaced").rename(run / "best")
+
+    other = SimpleNamespace(is_main_process=False, num_processes=2, wait_for_everyone=main_process)
+    with pytest.raises(ValueError, match=r"already holds a model \(best\)"):
+        open_run(run, tiny_run(), other)
+    assert waits == [False]
 
 
 def test_other_processes_may_go_on_with_images_and_not_with_a_stream(tiny_run, tmp_path, caplog):
@@ -78,9 +116,12 @@ def test_other_processes_may_go_on_with_images_and_not_with_a_stream(tiny_run, t
     ],
 )
 def test_an_option_that_makes_another_run_is_refused(name, value):
-    stored = json.loads(json.dumps(TrainConfig(max_steps=1).to_dict()))
+    both = {"max_steps": 1}
+    if name == "schedule_steps":
+        both |= {"schedule": "step", name: (0.9,)}
+    stored = json.loads(json.dumps(TrainConfig(**both).to_dict()))
     with pytest.raises(ValueError, match=f"{name}: .* then, .* now"):
-        check_same_run(stored, TrainConfig(max_steps=1, **{name: value}))
+        check_same_run(stored, TrainConfig(**{**both, name: value}))
 
 
 def test_the_scale_of_fp16_gradients_is_resumed(tmp_path):

@@ -5,12 +5,15 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hf_maskformer.model.masks import encode_rle
+from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.training import run as run_module
 from hf_maskformer.training.checkpoint import load_state, newest_checkpoint
-from hf_maskformer.training.run import MAIN_METRIC
+from hf_maskformer.training.run import MAIN_METRIC, check_same_processes
 from hf_maskformer.training.samples import reference_segments
 from hf_maskformer.training.train import train
 
@@ -121,8 +124,9 @@ def test_a_folder_with_a_model_is_not_trained_into(tiny_run, tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=rf"run already holds a model \({name}\)"):
         train(config)
-    config.resume = True
-    assert train(config)["steps"] == 1
+    config.resume = True  # there is nothing to go on from
+    with pytest.raises(ValueError, match=name):
+        train(config)
 
 
 @pytest.fixture
@@ -175,8 +179,9 @@ def test_a_run_without_progress_is_ended(tiny_run, tmp_path, monkeypatch, caplog
     with caplog.at_level(logging.INFO, logger="hf_maskformer"):
         metrics = train(config)
     assert (metrics["steps"], metrics["best_step"], metrics["best_value"]) == (4, 2, 0.3)
-    # After evaluations at steps 1 to 4, two of them no better, comes only the last one.
-    assert [step for step, _ in evaluations(tmp_path / "run")] == [1, 2, 3, 4, 4]
+    # After evaluations at steps 1 to 4, two of them no better; the last one counts as that of the end.
+    assert [step for step, _ in evaluations(tmp_path / "run")] == [1, 2, 3, 4]
+    assert metrics["pq"] is not None
     assert "step 4: the last 2 evaluations were not better than the best" in caplog.text
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
@@ -204,6 +209,78 @@ def test_a_better_evaluation_starts_the_count_again_also_after_resuming(tiny_run
     evaluations_with(monkeypatch, [0.1])
     cut.resume = True
     assert (train(cut)["steps"], progress(tmp_path / "cut")["best_step"]) == (5, 3)
+
+
+def test_after_an_early_stop_only_the_images_left_out_before_are_still_to_be_measured(tiny_run, tmp_path, monkeypatch):
+    evaluations_with(monkeypatch, [0.3, 0.2, 0.1])
+    options = {"max_steps": 8, "evaluations": 8, "num_samples": 0, "early_stopping_patience": 1, "eval_limit": 1}
+    metrics = train(tiny_run(**options))
+    assert evaluations(tmp_path / "run") == [(1, 1), (2, 1), (2, 2)]
+    assert metrics["pq"] == 0.1
+
+
+def test_a_longer_budget_spreads_the_evaluations_that_are_left(tiny_run, tmp_path, monkeypatch):
+    evaluations_with(monkeypatch, [0.1])
+    train(tiny_run(max_steps=2, evaluations=2, num_samples=0))
+    train(tiny_run(max_steps=8, evaluations=2, num_samples=0, resume=True, schedule="poly"))
+    assert [step for step, _ in evaluations(tmp_path / "run")] == [1, 2, 4, 8]
+
+
+def test_more_evaluations_are_made_from_where_the_run_is(tiny_run, tmp_path, monkeypatch):
+    """Interrupted at step 4 of 8, where one evaluation was to come at the end; 4 of them have places 2, 4, 6, 8."""
+    evaluations_with(monkeypatch, [0.1])
+    save = run_module.Keeper.save_checkpoint
+
+    def killed(keeper, state):
+        save(keeper, state)
+        if state.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module.Keeper, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(max_steps=8, evaluations=1, num_samples=0))
+    monkeypatch.setattr(run_module.Keeper, "save_checkpoint", save)
+    train(tiny_run(max_steps=8, evaluations=4, num_samples=0, resume=True))
+    assert [step for step, _ in evaluations(tmp_path / "run")] == [4, 6, 8]
+
+
+def test_other_processes_are_warned_of_only_where_steps_have_other_images(tiny_run, tmp_path, caplog):
+    (tmp_path / "state.json").write_text(json.dumps({"num_processes": 2, "images_per_step": 8}))
+    check_same_processes(tmp_path, tiny_run(batch_size=2, gradient_accumulation_steps=4, images_per_step=8), 1)
+    assert not caplog.text
+    check_same_processes(tmp_path, tiny_run(batch_size=2, gradient_accumulation_steps=2), 1)
+    assert "there are 1 now: steps have other images" in caplog.text
+
+
+def test_a_finished_run_without_its_metrics_is_evaluated_again(tiny_run, tmp_path, monkeypatch):
+    config = tiny_run(max_steps=1, num_samples=0)
+    evaluations_with(monkeypatch, [0.4, 0.25])
+    train(config)
+    (tmp_path / "run" / "metrics.json").unlink()
+    config.resume = True
+    metrics = train(config)
+    assert (metrics["pq"], metrics["best_value"]) == (0.25, 0.4)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["pq"] == 0.25
+
+
+def test_evaluations_run_without_the_autocast_of_training(tiny_run, monkeypatch):
+    """As everyone will run the published weights; the steps themselves keep it, also after an evaluation."""
+    seen = []
+    forward = HfMaskFormerForUniversalSegmentation.forward
+
+    def watched(self, *args, **keywords):
+        seen.append((self.training, torch.is_autocast_enabled("cpu")))
+        return forward(self, *args, **keywords)
+
+    monkeypatch.setattr(HfMaskFormerForUniversalSegmentation, "forward", watched)
+    AcceleratorState._reset_state()
+    try:
+        train(tiny_run(max_steps=2, evaluations=2, num_samples=1, mixed_precision="bf16", ema_decay=0.5))
+    finally:
+        AcceleratorState._reset_state()
+    assert set(seen) == {(True, True), (False, False)}
+    first_evaluation = seen.index((False, False))
+    assert (True, True) in seen[first_evaluation:]
 
 
 # Trains the configuration in argv[1]; the evaluations, which only the main process makes, find ever less.

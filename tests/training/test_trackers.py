@@ -1,5 +1,6 @@
 """Trackers beside log.jsonl: refused before the first step where they cannot work, and fed with numbers only."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,33 @@ def test_numbers_are_grouped_and_the_rest_stays_out():
     trackers.log_to_tracker(accelerator, {"event": "evaluation", "pq": 0.25}, step=4)
     trackers.log_to_tracker(accelerator, {"event": "evaluation", "pq": None}, step=5)
     assert seen == [({"train/loss": 1.5}, 3), ({"evaluation/pq": 0.25}, 4)]
+
+
+def test_a_log_holds_json_only(tmp_path):
+    log = trackers.JsonlLog(tmp_path / "log.jsonl")
+    log.write(step=1, grad_norm=float("inf"), loss=float("nan"), lr=0.5)
+    text = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "grad_norm": None, "loss": None, "lr": 0.5}
+
+
+def test_a_full_disk_leaves_the_log_of_a_resumed_run(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    log = trackers.JsonlLog(path)
+    for step in (1, 2, 3):
+        log.write(step=step)
+    before = path.read_text()
+
+    def full(self, text, *args, **keywords):
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=r"log\.jsonl could not be written"):
+            trackers.JsonlLog(path, resume_step=2)
+    assert path.read_text() == before
+    trackers.JsonlLog(path, resume_step=2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_tensorboard_gets_the_losses(tmp_path: Path):

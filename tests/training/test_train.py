@@ -210,3 +210,70 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_weights(tiny_r
     for name in expected:
         if "running_" not in name and name.split(".")[-1] != "num_batches_tracked":
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=f"{name} differs")
+
+
+def scaled(monkeypatch, scale):
+    """Let runs on the CPU have a scaler as fp16 has on a GPU, and gradients that are never finite."""
+
+    def opened(config):
+        accelerator = open_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    def spoilt(accelerator, model, *args, step, **keywords):
+        if step == 0:
+            next(model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        return training_step(accelerator, model, *args, step=step, **keywords)
+
+    open_accelerator, training_step = train_module.open_accelerator, train_module.training_step
+    monkeypatch.setattr(train_module, "open_accelerator", opened)
+    monkeypatch.setattr(train_module, "training_step", spoilt)
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run(tiny_run, monkeypatch, tmp_path):
+    """Tried with the scales 4, 2 and 1; the log has no word that JSON does not know."""
+    scaled(monkeypatch, 4.0)
+    with pytest.raises(FloatingPointError, match=r"step 3: the gradient's norm is nan; the images of this step are"):
+        train(tiny_run(max_steps=30, val_split=None))
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    assert [json.loads(line, parse_constant=pytest.fail)["grad_norm"] for line in text.splitlines()] == [None] * 3
+    (folder,) = (tmp_path / "run" / "failures").iterdir()
+    assert json.loads((folder / "process-0" / "failure.json").read_text())["loss_scale"] == 0.5
+
+
+def test_skipped_steps_leave_the_scaler_ready_for_the_next(tiny_run, monkeypatch):
+    scaled(monkeypatch, 1.0)
+    with pytest.raises(FloatingPointError, match=r"step 10: .* 10 steps in a row were left out"):
+        train(tiny_run(max_steps=30, val_split=None, on_nonfinite="skip", checkpoint_every=100))
+
+
+def matchers(monkeypatch):
+    """The matcher of every step's forward pass."""
+    seen = []
+    step = train_module.training_step
+
+    def watched(accelerator, model, *args, **keywords):
+        seen.append(model.criterion.matcher)
+        return step(accelerator, model, *args, **keywords)
+
+    monkeypatch.setattr(train_module, "training_step", watched)
+    return seen
+
+
+def test_fixed_matching_becomes_bipartite_also_after_resuming(tiny_run, monkeypatch):
+    overrides = {**tiny_run().config_overrides, "matcher": "fixed"}
+    options = {"task": "semantic", "config_overrides": overrides, "bipartite_after": 0.5, "val_split": None}
+    seen = matchers(monkeypatch)
+    config = tiny_run(**options)
+    train(config)
+    assert seen == ["fixed", "fixed", "hungarian", "hungarian"]
+    seen.clear()
+    longer = tiny_run(**options, max_steps=12, resume=True)
+    train(longer)
+    assert seen == ["fixed"] * 2 + ["hungarian"] * 6
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_a_model_without_fixed_matching_does_not_change_to_bipartite(tiny_run, task):
+    with pytest.raises(ValueError, match=r"bipartite_after is 0\.5, but the model's matcher is 'hungarian'; it"):
+        train(tiny_run(task=task, bipartite_after=0.5))

@@ -8,7 +8,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from hf_maskformer.cli.main import build_parser
-from hf_maskformer.training.config import TrainConfig, parsed_flags, train_config
+from hf_maskformer.training.config import TrainConfig, train_config
+from hf_maskformer.training.flags import parsed_flags
 from hf_maskformer.training.summary import PARTS
 from hf_maskformer.training.train import train
 

@@ -9,7 +9,8 @@ Every option of a run is a flag; a recipe (YAML) sets some of them, a flag wins 
 
 from argparse import ArgumentParser, Namespace
 
-from hf_maskformer.training.config import add_flags, parsed_flags, train_config
+from hf_maskformer.training.config import train_config
+from hf_maskformer.training.flags import add_flags, parsed_flags
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -91,6 +91,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
         matcher_layers: `"each"` decoder layer is matched (published), or the `"last"` for all (kMaX-DeepLab, sec. 3).
         matcher_location_cost: Of a pair that `"located"` should not make (FastInst: 1000).
         matcher_*_cost: Weights in the matching cost.
+        initialization: Initial weights of all but the backbone: the published code's, or those of torch's modules.
         task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold: What post-processing does by
             default; the same values stand in `preprocessor_config.json`.
 
@@ -159,6 +160,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     mask_threshold: float | int = 0.5
     overlap_mask_area_threshold: float | int = 0.8
 
+    initialization: Literal["published", "torch"] = "published"
     init_std: float | int = 0.02
     format_version: int = FORMAT_VERSION
 

@@ -14,10 +14,19 @@ from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .query_decoder_anchored import AnchoredQueryDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
+TORCH_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
 
-def initialize(module: nn.Module) -> None:
-    """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier)."""
-    if isinstance(module, ConvNormActivation):
+
+def initialize(module: nn.Module, scheme: str = "published") -> None:
+    """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier), or as torch does.
+
+    What the anchors start from is the same in both. Tensors that a checkpoint filled are left alone, if this is
+    called through transformers' `initialize_weights`.
+    """
+    if scheme == "torch" and not isinstance(module, ObjectnessHead | AnchoredDotProductMaskHead):
+        if isinstance(module, TORCH_MODULES):
+            module.reset_parameters()
+    elif isinstance(module, ConvNormActivation):
         init.kaiming_uniform_(module.conv.weight, a=1)
     elif isinstance(module, Attention | FeedForward | MLP | LinearClassHead):
         for linear in module.modules():

@@ -41,7 +41,7 @@ def known_batch_size(config: TrainConfig, accelerator: Accelerator) -> TrainConf
     A resumed run takes the number that "auto" was when it was begun, and `images_per_step` becomes accumulation steps.
 
     Raises:
-        ValueError: the batches do not divide `images_per_step`.
+        ValueError: the batches do not divide `images_per_step`, or `gradient_accumulation_steps` contradicts it.
     """
     stored = Path(config.output_dir) / CONFIG_FILE
     if config.batch_size == "auto" and config.resume and stored.is_file():
@@ -49,13 +49,18 @@ def known_batch_size(config: TrainConfig, accelerator: Accelerator) -> TrainConf
         config = dataclasses.replace(config, batch_size=values["batch_size"])
     if config.batch_size == "auto":
         candidates(config.images_per_step, accelerator.num_processes, most=1)  # raises where none can be
+        if config.images_per_step is not None and config.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, but images_per_step "
+                f"{config.images_per_step} decides it: leave one of them out"
+            )
         return config
     return with_number(config, config.batch_size, accelerator)
 
 
 def with_number(config: TrainConfig, batch_size: int, accelerator: Accelerator) -> TrainConfig:
     """`config` with this batch size and the accumulation steps that make up `images_per_step`."""
-    steps = config.gradient_accumulation_steps
+    given = steps = config.gradient_accumulation_steps
     if config.images_per_step is not None:
         together = batch_size * accelerator.num_processes
         steps = config.images_per_step // together
@@ -63,6 +68,11 @@ def with_number(config: TrainConfig, batch_size: int, accelerator: Accelerator) 
             raise ValueError(
                 f"images_per_step is {config.images_per_step}, but {accelerator.num_processes} processes with "
                 f"batch_size {batch_size} take {together} images at a time: choose a multiple of {together}"
+            )
+        if given not in (1, steps):
+            raise ValueError(
+                f"gradient_accumulation_steps is {given}, but images_per_step {config.images_per_step} makes it "
+                f"{steps}: leave one of them out"
             )
     accelerator.gradient_accumulation_steps = steps
     return dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=steps)
@@ -169,6 +179,8 @@ class TrialSteps:
         self.canvas = augmentation.crop_size or (side, side)
         pasted = 2 if augmentation.copy_paste_probability else 1
         counts = fullest_images(data, most) or [model.config.num_queries]
+        if data.task == "semantic":  # a class is one target
+            counts = [min(count, model.config.num_labels) for count in counts]
         self.counts = [pasted * count for count in counts]
         # A learning rate of 0: the weights stay near those that training begins with.
         self.optimizer = build_optimizer(model, learning_rate=0.0, backbone_multiplier=1.0, weight_decay=0.0)

@@ -11,7 +11,8 @@ class TrainState:
     """Where a run stands; stored in each checkpoint.
 
     `seconds` counts training steps only; `data_seconds` is the part of it in which they waited for their batches.
-    `evaluated_step` is the step of the last evaluation that is counted, `finished_step` the one at which a run ended.
+    `evaluations` counts the places of evaluations that are done with, see `Budget.passed`; `evaluated_step` is the
+    step of the last evaluation, `finished_step` the one at which a run ended.
     """
 
     step: int = 0
@@ -41,11 +42,7 @@ class Budget:
     """
 
     def __init__(self, config: TrainConfig, *, num_images: int | None, images_per_step: int) -> None:
-        if num_images is None and config.epochs is not None:
-            raise ValueError(
-                f"epochs is {config.epochs}, but the length of streamed data is not known: give max_steps or "
-                "max_minutes, or load the data without streaming"
-            )
+        check_length(config, known=num_images is not None)
         self.max_steps = config.max_steps
         self.epochs = config.epochs
         self.max_minutes = config.max_minutes
@@ -73,5 +70,22 @@ class Budget:
 
     def evaluation_due(self, state: TrainState) -> bool:
         """Whether one of the evaluations before the last is due; the last one follows the loop."""
-        passed = int(self.progress(state) * self.evaluations)
-        return min(passed, self.evaluations - 1) > state.evaluations
+        return self.passed(state) > state.evaluations
+
+    def passed(self, state: TrainState) -> int:
+        """How many of the evaluations before the last have their place in the part of the budget that is spent."""
+        return min(int(self.progress(state) * self.evaluations), self.evaluations - 1)
+
+    def resume(self, state: TrainState) -> None:
+        """Count the evaluations of a resumed run anew: its budget, and how many it makes, may be others now."""
+        passed = self.passed(state)
+        state.evaluations = passed if state.evaluated_step == state.step else min(state.evaluations, passed)
+
+
+def check_length(config: TrainConfig, *, known: bool) -> None:
+    """ValueError for a budget in epochs where the number of images in one is not `known`."""
+    if not known and config.epochs is not None:
+        raise ValueError(
+            f"epochs is {config.epochs}, but the length of streamed data is not known: give max_steps or "
+            "max_minutes, or load the data without streaming"
+        )

@@ -3,10 +3,11 @@
 A checkpoint is a directory `step-00000100/` with `model/` (model and processor, loadable by from_pretrained),
 `optimizer.safetensors` (the tensors of the optimizer's state), `ema.safetensors` (the averaged weights, where they are
 kept), `adapters.safetensors` (those of LoRA, which `model/` is without) and `state.json` (everything else). One that a
-full disk, a copy or a crash of the machine cut off is known by the sizes that its files state themselves, and passed
-over.
+full disk, a copy or a crash of the machine cut off is known by the sizes of its files, which `state.json` holds and
+tensor files state themselves, and passed over. What is renamed into place is on the disk before.
 """
 
+import errno
 import json
 import logging
 import os
@@ -30,6 +31,11 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "ema.safetensors"
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 UNFINISHED_SUFFIX = ".unfinished"
+REPLACED_SUFFIX = ".replaced"
+REMOVED_SUFFIX = ".removed"
+LEFTOVER_NAME = re.compile(rf"\.{CHECKPOINT_NAME.pattern}\.(unfinished|replaced|removed)")
+# What file systems answer that cannot be told to write a directory, and Windows for a file that may only be read.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 MIB = 2**20
 
 logger = logging.getLogger(__name__)
@@ -40,18 +46,21 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
 
     A process killed at any moment leaves the old directory, the new one, or (between the two renames) the old one
     under the name `.NAME.replaced`, which `restore_replaced` puts back. Where `write` fails, the old one stays and the
-    unfinished one is removed.
+    unfinished one is removed. Content and names are on the disk, not in a cache alone, when this returns.
 
     Raises:
         OSError: the directory could not be written; names it and the free space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
-    replaced = path.with_name(f".{path.name}.replaced")
+    replaced = path.with_name(f".{path.name}{REPLACED_SUFFIX}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
         write(unfinished)
+        for part in unfinished.rglob("*"):
+            sync(part)
+        sync(unfinished)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):  # safetensors has an error of its own for a full disk
@@ -61,7 +70,23 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     unfinished.rename(path)
+    sync(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on the disk; where that can be asked for."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+        return
+    writable = os.name == "nt" and os.access(path, os.W_OK)  # Windows writes back only what was opened to be written
+    descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def not_written(path: Path, error: Exception) -> OSError:
@@ -74,7 +99,7 @@ def not_written(path: Path, error: Exception) -> OSError:
 
 def restore_replaced(path: Path) -> None:
     """Undo a replacement of `path` that was cut off between its two renames."""
-    replaced = path.with_name(f".{path.name}.replaced")
+    replaced = path.with_name(f".{path.name}{REPLACED_SUFFIX}")
     if replaced.exists() and not path.exists():
         replaced.rename(path)
 
@@ -84,10 +109,12 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}{UNFINISHED_SUFFIX}")
     try:
         unfinished.write_text(text)
+        sync(unfinished)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise not_written(path, error) from error
     os.replace(unfinished, path)
+    sync(path.parent)
 
 
 def save_model(path: Path, model: Any, processor: Any) -> None:
@@ -110,7 +137,7 @@ def save_checkpoint(
     keep: int,
     average: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write `folder/step-N` (N = `state["step"]`), then delete all but the newest `keep` (at least 1).
+    """Write `folder/step-N` (N = `state["step"]`), then delete what `remove_old` does.
 
     `optimizer_state` is an optimizer's state_dict. `average` holds the averaged weights by parameter name, where the
     run keeps them; `model` has its own.
@@ -124,12 +151,40 @@ def save_checkpoint(
         save_file(tensors, directory / OPTIMIZER_FILE)
         if average is not None:
             save_file({name: value.contiguous() for name, value in average.items()}, directory / AVERAGE_FILE)
-        (directory / STATE_FILE).write_text(json.dumps({**state, "optimizer": plain}, indent=2))
+        stored = {**state, "files": file_sizes(directory), "optimizer": plain}
+        (directory / STATE_FILE).write_text(json.dumps(stored, indent=2))
 
     write_directory(path, write)
-    for old in checkpoints(folder)[: -max(1, keep)]:
-        shutil.rmtree(old)
+    remove_old(folder, keep=keep)
     return path
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of all files in a directory and below it, by their relative paths."""
+    return {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Delete all but the newest `keep` (at least 1) whole checkpoints, and what a killed process left.
+
+    That is what was being written, replaced or deleted then, and checkpoints that are not whole and older than the
+    newest whole one. Newer ones stay, and where none is whole all of them.
+    """
+    for path in folder.iterdir():
+        if LEFTOVER_NAME.fullmatch(path.name):
+            shutil.rmtree(path)
+    whole = checkpoints(folder)
+    kept = whole[-max(1, keep) :]
+    for path in checkpoint_folders(folder):
+        if kept and path not in kept and path < kept[-1]:
+            # Under another name first: a checkpoint is whole or absent, while it is deleted too.
+            removed = path.with_name(f".{path.name}{REMOVED_SUFFIX}")
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 def store_progress(folder: Path, step: int, progress: dict[str, Any]) -> None:
@@ -161,7 +216,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is missing or cut off in a checkpoint; None for a whole one. Of tensors only the files' sizes are read."""
+    """What is missing or cut off in a checkpoint; None for a whole one. Of tensors only the files' sizes are read.
+
+    Of the first versions' checkpoints, which do not list their files, a missing file can go unnoticed.
+    """
     model = checkpoint / MODEL_FOLDER
     weights = sorted(model.glob("*.safetensors"))
     if not weights:
@@ -177,6 +235,12 @@ def damage(checkpoint: Path) -> str | None:
             json.loads(path.read_text())
         except (OSError, ValueError) as error:
             return f"{path.name} cannot be read ({error})"
+    for name, expected in load_state(checkpoint).get("files", {}).items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected:
+            return f"{path.name} has {path.stat().st_size} bytes instead of {expected}"
     return None
 
 

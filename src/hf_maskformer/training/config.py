@@ -7,14 +7,13 @@ import dataclasses
 import difflib
 import json
 import typing
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from hf_maskformer.training.option_values import convert, describe, flag_form, key_values, without_none
+from hf_maskformer.training.option_values import convert, describe
 
 CONFIG_FILE = "train_config.json"
 # A resumed run must be the same run; budgets, reporting and loading details may change.
@@ -220,7 +219,8 @@ class TrainConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be greater than 0")
         counts = ("gradient_accumulation_steps", "images_per_step", "lora_rank")
-        for name in ("batch_size", *counts, "log_every", "evaluations", "checkpoint_every"):
+        evaluation = ("evaluations", "eval_limit", "eval_batch_size")
+        for name in ("batch_size", *counts, "log_every", *evaluation, "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and (name, value) != ("batch_size", "auto") and not value >= 1:
                 raise ValueError(f"{name} is {value!r}; it must be at least 1")
@@ -242,19 +242,23 @@ class TrainConfig:
         self.check_rates()
         self.check_early_stopping()
         self.check_adapters()
+        self.check_backbone()
 
     @property
     def images_per_pass(self) -> int:
         """`batch_size` where it is a number; RuntimeError while the search of "auto" has not been run."""
         if self.batch_size == "auto":
-            raise RuntimeError("batch_size is still 'auto': training.batch_size.with_batch_size finds the number")
+            raise RuntimeError("batch_size is still 'auto': training.batch_size.found_batch_size finds the number")
         return self.batch_size
 
     def check_adapters(self) -> None:
         if self.lora_rank is None:
-            if self.lora_alpha is not None:
-                raise ValueError(f"lora_alpha is {self.lora_alpha}, but without lora_rank there are no adapters")
+            for name in ("lora_alpha", "lora_targets"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise ValueError(f"{name} is {getattr(self, name)}, but without lora_rank there are no adapters")
             return
+        if not self.lora_targets:
+            raise ValueError(f"lora_rank is {self.lora_rank}, but lora_targets names no part for the adapters")
         if self.init_from is None:
             raise ValueError(
                 f"lora_rank is {self.lora_rank}, but adapters of random weights learn little: give init_from"
@@ -263,10 +267,17 @@ class TrainConfig:
         if both:
             raise ValueError(f"freeze and lora_targets both name {both[0]}; a frozen part gets no adapters")
 
+    def check_backbone(self) -> None:
+        adapted = self.lora_rank is None or "backbone" in self.lora_targets
+        if self.layer_decay is not None and ("backbone" in (self.freeze or ()) or not adapted):
+            raise ValueError(f"layer_decay is {self.layer_decay}, but of the backbone nothing is trained")
+
     def check_rates(self) -> None:
         steps = self.schedule_steps
         if not steps or list(steps) != sorted(set(steps)) or not 0.0 < steps[0] <= steps[-1] < 1.0:
             raise ValueError(f"schedule_steps is {steps!r}; they must be rising numbers between 0 and 1")
+        if self.schedule != "step" and steps != TrainConfig.schedule_steps:
+            raise ValueError(f"schedule_steps is {steps!r}, which has no effect on schedule {self.schedule!r}")
         for name in ("ema_decay", "layer_decay", "bipartite_after"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
@@ -302,7 +313,10 @@ def train_config(recipe: str | Path | None = None, flags: dict[str, Any] | None 
     wanted = merge(layers)
     stored = Path(wanted.get("output_dir", TrainConfig.output_dir)) / CONFIG_FILE
     if wanted.get("resume") and stored.is_file():
-        layers.insert(0, checked_fields(json.loads(stored.read_text()), str(stored)))
+        values = checked_fields(json.loads(stored.read_text()), str(stored))
+        if values.get("images_per_step") is not None:
+            values.pop("gradient_accumulation_steps", None)  # follow from it and from the processes that there are now
+        layers.insert(0, values)
     return TrainConfig(**merge(layers))
 
 
@@ -343,39 +357,13 @@ def field_types() -> dict[str, Any]:
     return typing.get_type_hints(TrainConfig)
 
 
-def add_flags(parser: ArgumentParser) -> None:
-    """One flag per field; a flag that is not given leaves no attribute, so that a recipe's value stands."""
-    hints = field_types()
-    for entry in dataclasses.fields(TrainConfig):
-        inner, _ = without_none(hints[entry.name])
-        flag = "--" + entry.name.replace("_", "-")
-        default = "" if entry.default in (None, dataclasses.MISSING) else f" (default: {entry.default})"
-        help_text = (entry.metadata["help"] + default).replace("%", "%%")
-        keywords: dict[str, Any] = {"dest": entry.name, "default": SUPPRESS, "help": help_text}
-        if inner is bool:
-            keywords["action"] = BooleanOptionalAction
-        else:
-            keywords.update(flag_form(inner))
-        parser.add_argument(flag, **keywords)
-
-
-def parsed_flags(namespace: Any) -> dict[str, Any]:
-    """The fields given on the command line, converted; errors name the flag and what is allowed."""
-    hints = field_types()
-    given = {}
-    for name, value in vars(namespace).items():
-        if name not in hints:
-            continue
-        inner, _ = without_none(hints[name])
-        given[name] = key_values(value) if typing.get_origin(inner) is dict else value
-    return checked_fields(given, "command line")
-
-
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
     """ValueError naming every option in which a resumed run differs from the one that wrote `stored`."""
     current = json.loads(json.dumps(config.to_dict()))
     # The reader processes share streamed data out among them, so another number of them is another order.
-    fixed = (*FIELDS_FIXED_BY_RESUME, *(("num_workers",) if config.dataset_options.get("streaming") else ()))
+    fixed = [*FIELDS_FIXED_BY_RESUME, *(("num_workers",) if config.dataset_options.get("streaming") else ())]
+    if config.images_per_step is not None:
+        fixed.remove("gradient_accumulation_steps")  # more processes need fewer of them for the same steps
     differing = [
         f"{name}: {stored[name]!r} then, {current[name]!r} now"
         for name in fixed

@@ -1,8 +1,9 @@
 """The failure diary: a step whose loss or gradient is not finite, written down so that it can be run again.
 
-`RUN/failures/step-00000012/` holds `model/` (the weights before the step, with the processor) and, for each process, a
-directory `process-N/` with `batches.safetensors` (images and masks of its forward passes) and `failure.json` (class
-labels, image ids, what the step's random numbers are derived from, the loss terms and the error). Nothing is pickled.
+`RUN/failures/step-00000012/` holds `model/` (the weights before the step, with the processor), `adapters.safetensors`
+(those of LoRA, which `model/` is without) and, for each process, a directory `process-N/` with `batches.safetensors`
+(images and masks of its forward passes) and `failure.json` (class labels, image ids, what the step's random numbers
+come from, how the model was trained, the loss terms and the error). Nothing is pickled.
 """
 
 import json
@@ -10,6 +11,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_maskformer.training.budget import TrainState
-from hf_maskformer.training.checkpoint import MODEL_FOLDER, save_model, write_directory
+from hf_maskformer.training.checkpoint import MODEL_FOLDER, write_directory
+from hf_maskformer.training.fine_tuning import held_batch_norms
+from hf_maskformer.training.lora import has_adapters, save_apart
 from hf_maskformer.training.run import Keeper
 
 FAILURES_FOLDER = "failures"
@@ -78,7 +82,8 @@ class FailureDiary:
             if self.config.on_nonfinite == "raise":
                 raise FloatingPointError(message) from failure
             self.skipped += 1
-            self.keeper.log(state, event="skipped", error=message)
+            after = replace(state, step=state.step + 1)  # as the lines of steps that are taken
+            self.keeper.log(after, event="skipped", error=message)
             if self.skipped == MAX_SKIPS:
                 raise FloatingPointError(f"{message}; {MAX_SKIPS} steps in a row were left out") from failure
             logger.warning("left out %s", message)
@@ -116,6 +121,7 @@ class FailureDiary:
             "mixed_precision": accelerator.mixed_precision,
             "loss_scale": float(accelerator.scaler.get_scale()) if accelerator.scaler is not None else 1.0,
             "normalizer": failure.normalizer.tolist(),
+            **self.training_setup(),
             "error": failure.reason,
             "terms": [{name: number_text(value) for name, value in terms.items()} for terms in failure.terms],
         }
@@ -123,7 +129,7 @@ class FailureDiary:
         try:
             write_part(folder / f"process-{accelerator.process_index}", window, record)
             if accelerator.is_main_process:
-                save_model(folder / MODEL_FOLDER, model, self.keeper.processor)
+                write_model(folder, model, self.keeper.processor)
                 for old in sorted(folder.parent.glob("step-*"))[:-MAX_FOLDERS]:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
@@ -131,6 +137,27 @@ class FailureDiary:
         finally:
             accelerator.wait_for_everyone()  # no process may end the others before all parts are there
         return f"the step is in {folder}, `hf-maskformer replay` runs it again"
+
+    def training_setup(self) -> dict[str, Any]:
+        """What the run has changed in the model that its configuration and weights do not tell."""
+        model, config = self.keeper.model, self.config
+        adapters = {"rank": config.lora_rank, "alpha": config.lora_alpha, "targets": list(config.lora_targets)}
+        return {
+            "matcher": model.criterion.matcher,
+            "adapters": adapters if has_adapters(model) else None,
+            "untrained": [name for name, value in model.named_parameters() if not value.requires_grad],
+            "held_batch_norms": held_batch_norms(model),
+        }
+
+
+def write_model(folder: Path, model: Any, processor: Any) -> None:
+    """The model in `folder/model`, and before it its adapters, if it has some, in a file of `folder`, which exists."""
+
+    def write(directory: Path) -> None:
+        save_apart(model, directory, folder)
+        processor.save_pretrained(directory)
+
+    write_directory(folder / MODEL_FOLDER, write)
 
 
 def write_part(path: Path, window: list[dict[str, Any]], record: dict[str, Any]) -> None:

@@ -272,6 +272,11 @@ def check_part(option: str, name: str, parts: Iterable[str]) -> None:
         raise ValueError(f"{option} names {name!r}; the parts of this model are {', '.join(parts)}")
 
 
+def held_batch_norms(model: nn.Module) -> list[str]:
+    """Names of the batch norms for which `hold_batch_norms` was called."""
+    return [name for name, module in model.named_modules() if isinstance(module, HeldBatchNorm)]
+
+
 def hold_batch_norms(part: nn.Module) -> None:
     """Keep the batch norms of a part in eval mode from now on, whatever mode the model is set to."""
     for module in part.modules():

@@ -40,7 +40,8 @@ def add_adapters(
     classifier, and the queries, which go with the classes. Grouped convolutions get no adapters.
 
     Raises:
-        ValueError: PEFT is missing, the model has no such part, or there is no layer for an adapter in it.
+        ValueError: PEFT is missing, the model has no such part, it is trained whole, or there is no layer for an
+            adapter in it.
     """
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
@@ -49,6 +50,8 @@ def add_adapters(
     layers: list[str] = []
     for target in targets:
         check_part("lora_targets", target, parts)
+        if is_trained_whole(f"model.{target}"):
+            raise ValueError(f"lora_targets names {target!r}, which is trained whole: adapters have no effect on it")
         found = adaptable_layers(model, f"model.{target}.")
         if not found:
             raise ValueError(f"lora_targets names {target!r}, which has no linear layer or convolution to adapt")

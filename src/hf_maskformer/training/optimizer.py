@@ -36,7 +36,8 @@ def parameter_groups(
     groups are split further, by depth.
 
     Raises:
-        ValueError: no parameter requires a gradient, or `layer_decay` is given for a backbone of unknown depth.
+        ValueError: no parameter requires a gradient, or `layer_decay` is given for a backbone of unknown depth or
+            one that is not trained.
     """
     scales = {} if layer_decay is None else backbone_scales(model, layer_decay)
     groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
@@ -67,9 +68,16 @@ def parameter_groups(
 
 
 def backbone_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """`layer_scales` of the trainable parameters of the backbone proper, without a pyramid neck behind it."""
-    trainable = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return layer_scales((name for name in trainable if name.startswith(BACKBONE_BODY_PREFIX)), layer_decay)
+    """`layer_scales` of the trainable parameters of the backbone proper, without a pyramid neck behind it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    body = [name for name in trainable if name.startswith(BACKBONE_BODY_PREFIX)]
+    if not body:
+        raise ValueError(f"layer_decay is {layer_decay}, but no parameter of the backbone is trained")
+    return layer_scales(body, layer_decay)
 
 
 def is_decayed(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:

@@ -10,6 +10,8 @@ import torch
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.training.checkpoint import MODEL_FOLDER
 from hf_maskformer.training.failure import read_part
+from hf_maskformer.training.fine_tuning import hold_batch_norms
+from hf_maskformer.training.lora import add_adapters, load_adapters
 from hf_maskformer.training.step import loss_terms, model_inputs
 from hf_maskformer.training.train import move, seed_step
 
@@ -64,8 +66,8 @@ class Replay:
 
     @property
     def fails(self) -> bool:
-        """Not with fp16 for the gradient alone: its scaler passes over such steps."""
-        scaled = self.record["mixed_precision"] == "fp16"
+        """Not with fp16 for the gradient alone, as long as its scaler can pass over the step with a smaller scale."""
+        scaled = self.record["mixed_precision"] == "fp16" and (self.record.get("loss_scale") or 1.0) >= 1.0
         return not all(one.finite for one in self.passes) or not (scaled or math.isfinite(self.grad_norm))
 
 
@@ -80,11 +82,7 @@ def replay(folder: Path, device: torch.device) -> Replay:
     """
     parts = [read_part(folder / "process-0")]
     parts += [read_part(folder / f"process-{number}") for number in range(1, parts[0][1]["num_processes"])]
-    try:
-        model = HfMaskFormerForUniversalSegmentation.from_pretrained(folder / MODEL_FOLDER)
-    except OSError as error:
-        raise ValueError(f"{folder / MODEL_FOLDER} cannot be loaded: {error}") from error
-    model.to(device).train()
+    model = model_of_step(folder, parts[0][1]).to(device).train()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     passes = [one for window, record in parts for one in run_process(model, window, record, device)]
@@ -97,6 +95,29 @@ def replay(folder: Path, device: torch.device) -> Replay:
             if parameter.grad is not None
         }
     return Replay(parts[0][1], weights, passes, gradients)
+
+
+def model_of_step(folder: Path, record: dict[str, Any]) -> Any:
+    """The model before the step, with the adapters, frozen parts, batch norms and matching that it was trained with.
+
+    A record without them is of a version that did not write them down: the model is as its configuration says.
+    """
+    try:
+        model = HfMaskFormerForUniversalSegmentation.from_pretrained(folder / MODEL_FOLDER)
+    except OSError as error:
+        raise ValueError(f"{folder / MODEL_FOLDER} cannot be loaded: {error}") from error
+    if "matcher" not in record:
+        return model
+    if record["adapters"] is not None:
+        add_adapters(model, **record["adapters"])
+        load_adapters(model, folder)
+    model.criterion.matcher = record["matcher"]
+    for name in record["held_batch_norms"]:
+        hold_batch_norms(model.get_submodule(name))
+    untrained = set(record["untrained"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in untrained)
+    return model
 
 
 def run_process(model: Any, window: list[dict[str, Any]], record: dict[str, Any], device: torch.device) -> Any:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hf_maskformer.evaluation.json_format import json_ready
 from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.checkpoint import (
     checkpoint_folders,
+    damage,
     load_state,
     newest_checkpoint,
     restore_replaced,
@@ -75,6 +76,7 @@ class Keeper:
             else None
         )
         start_tracker(accelerator, config.to_dict(), run, resume_step=resumed.step)
+        self.metrics: dict[str, Any] | None = None  # of the newest evaluation; empty off the main process
         self.saved_step = resumed.step  # of the newest checkpoint; 0: there is none
 
     def log(self, state: TrainState, **values: Any) -> None:
@@ -96,10 +98,8 @@ class Keeper:
         """In this block, `whole_model` with the weights that are evaluated and saved as best and final."""
         if self.whole is not None:
             yield self.whole.filled(self.model, None if self.average is None else self.average.state_dict())
-        elif self.average is not None:
-            with self.average.applied(self.model):
-                yield self.model
-        else:
+            return
+        with nullcontext() if self.average is None else self.average.applied(self.model), full_precision(self.model):
             yield self.model
 
     def save_checkpoint(self, state: TrainState) -> None:
@@ -128,17 +128,21 @@ class Keeper:
                     "progress": state.to_dict(),
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "num_processes": self.accelerator.num_processes,
+                    "images_per_step": self.images_per_step(),
                 },
                 keep=self.config.keep_checkpoints,
                 average=average,
             )
 
-    def evaluate(self, state: TrainState) -> None:
-        """One of the evaluations before the last. `state` has a checkpoint before it, and its result after it."""
+    def evaluate(self, state: TrainState, *, passed: int) -> None:
+        """One of the evaluations before the last, which makes `passed` of them, see `Budget.passed`.
+
+        `state` has a checkpoint before it, and its result after it.
+        """
         self.save_checkpoint(state)
         with self.published_model() as model:
-            self.choose_best(state, model)
-        state.evaluations += 1
+            self.metrics = self.choose_best(state, model)
+        state.evaluations = passed
         state.evaluated_step = state.step
         self.save_checkpoint(state)
 
@@ -202,21 +206,26 @@ class Keeper:
         """Last checkpoint and RUN/final, so that nothing after them can lose the weights; then the last evaluation.
 
         The last evaluation is on all images. Where `eval_limit` left some out before, the weights are first measured
-        on the same images as the earlier ones, because RUN/best is chosen among equals.
+        on the same images as the earlier ones, because RUN/best is chosen among equals. After an early stop they have
+        been already.
         """
-        if state.finished_step == state.step:  # resumed after its end
+        path = self.run / "metrics.json"
+        finished = state.finished_step == state.step  # resumed after its end
+        if finished and shared_float(path.is_file(), self.accelerator):
             finish_tracker(self.accelerator)
-            return json.loads((self.run / "metrics.json").read_text())
+            return json.loads(path.read_text())
         self.save_checkpoint(state)
         with self.published_model() as model:
             if self.accelerator.is_main_process:
                 save_model(self.run / "final", model, self.processor)
                 if self.val_data is None:
                     save_model(self.run / "best", model, self.processor)
-            metrics = self.choose_best(state, model)
-            if metrics and self.config.eval_limit is not None and self.config.eval_limit < len(self.val_data):
+            chosen = state.evaluated_step == state.step
+            metrics = self.metrics if chosen else self.choose_best(state, model)
+            limit = self.config.eval_limit
+            limited = limit is not None and self.val_data is not None and limit < len(self.val_data)
+            if metrics is None or limited:
                 metrics = self.measure(state, model, limit=None)
-        state.evaluations += 1
         state.evaluated_step = state.finished_step = state.step
         summary = {
             **metrics,
@@ -228,11 +237,22 @@ class Keeper:
             "hardware": hardware(self.accelerator),
         }
         if self.accelerator.is_main_process:
-            write_text(self.run / "metrics.json", json.dumps(json_ready(summary), indent=2))
+            write_text(path, json.dumps(json_ready(summary), indent=2))
             draw_curves(self.run)
             finish_tracker(self.accelerator)
         self.save_checkpoint(state)
         return summary
+
+
+@contextmanager
+def full_precision(model: torch.nn.Module) -> Iterator[None]:
+    """In this block `model` runs without the autocast that Accelerate wraps it in, as everyone will who loads it."""
+    wrapped = model.__dict__.pop("forward", None)  # that of the class is seen again
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
 
 
 def shared_float(value: float, accelerator: Accelerator) -> float:
@@ -246,11 +266,13 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path |
     """Create the run's folder and store its configuration; the checkpoint to resume from, or None.
 
     Raises:
-        ValueError: the folder already holds a run or its models and `resume` is not set, or it is resumed with other
-            options.
+        ValueError: the folder already holds a run or its models and `resume` is not set, none of its checkpoints is
+            whole, or it is resumed with other options.
     """
-    for name in ("best", "final"):
-        restore_replaced(run / name)
+    if accelerator.is_main_process:
+        for name in ("best", "final"):
+            restore_replaced(run / name)
+    accelerator.wait_for_everyone()
     folders = checkpoint_folders(run / "checkpoints")
     if folders and not config.resume:
         raise ValueError(
@@ -260,6 +282,12 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path |
     models = [name for name in ("best", "final") if (run / name).exists()]
     if models and not config.resume:
         raise ValueError(f"output_dir {run} already holds a model ({', '.join(models)}); choose another one")
+    if checkpoint is None and (folders or models):
+        problems = [f"{path.name}: {damage(path)}" for path in folders] or [f"only {', '.join(models)} are left"]
+        raise ValueError(
+            f"none of the checkpoints in {run / 'checkpoints'} is whole ({'; '.join(problems)}); move the folder away "
+            "to start anew"
+        )
     stored = run / CONFIG_FILE
     if checkpoint is not None and stored.is_file():
         check_same_run(json.loads(stored.read_text()), config)
@@ -275,8 +303,12 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path |
 
 
 def check_same_processes(checkpoint: Path, config: TrainConfig, now: int) -> None:
-    """A warning if a run is resumed by another number of processes; ValueError if that cuts up its stream anew."""
-    then = load_state(checkpoint).get("num_processes", now)
+    """A warning if other processes give a resumed run's steps other images; ValueError if they cut up its stream anew.
+
+    With `images_per_step` and another number of processes the steps go on with the same images.
+    """
+    stored = load_state(checkpoint)
+    then = stored.get("num_processes", now)
     if then == now:
         return
     if config.dataset_options.get("streaming"):
@@ -284,4 +316,8 @@ def check_same_processes(checkpoint: Path, config: TrainConfig, now: int) -> Non
             f"cannot resume {config.output_dir} with {now} processes: {checkpoint.name} was written by {then}, which "
             f"divide streamed data in another way; start {then} of them"
         )
+    if config.batch_size != "auto":
+        images = config.images_per_pass * config.gradient_accumulation_steps * now
+        if stored.get("images_per_step") == images:
+            return
     logger.warning("%s was written by %d processes, there are %d now: steps have other images", checkpoint, then, now)

@@ -47,8 +47,9 @@ def training_step(
         # Clipping to infinity changes nothing and still gives the norm.
         limit = math.inf if max_grad_norm is None else max_grad_norm
         norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), limit)))
-        # The fp16 scaler itself passes over steps whose scaled gradients overflow.
-        if not math.isfinite(norm) and accelerator.scaler is None:
+        if not math.isfinite(norm) and not scaler_will_help(accelerator):
+            if accelerator.scaler is not None:
+                accelerator.scaler.update(accelerator.scaler.get_scale())  # it has unscaled a gradient of no step
             raise FloatingPointError(f"the gradient's norm is {norm}")
         values["grad_norm"] = norm
     except FloatingPointError as error:
@@ -58,6 +59,14 @@ def training_step(
     optimizer.step()
     optimizer.zero_grad()
     return values
+
+
+def scaler_will_help(accelerator: Accelerator) -> bool:
+    """Whether the fp16 scaler passes over a step whose gradient is not finite and tries the next with a lower scale.
+
+    It halves its scale each time. Below 1 it is not the scale that makes the gradient overflow.
+    """
+    return accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0
 
 
 def loss_terms(outputs: Any) -> dict[str, torch.Tensor]:

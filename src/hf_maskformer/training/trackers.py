@@ -13,6 +13,7 @@ from accelerate.utils import LoggerType, ProjectConfiguration
 from tqdm.auto import tqdm
 
 from hf_maskformer.evaluation.json_format import json_ready
+from hf_maskformer.training.checkpoint import write_text
 
 PROJECT = "hf_maskformer"  # under which a tracker files its runs
 TRACKER_FOLDER = "tracker"  # of a run; what trackers that write local files write there
@@ -26,11 +27,12 @@ class JsonlLog:
         lines = path.read_text().splitlines() if path.is_file() else []
         last = {"evaluation": evaluated_step}
         kept = [line for line in lines if 0 < step_of(line) <= last.get(event_of(line) or "", resume_step)]
-        path.write_text("".join(line + "\n" for line in kept))
+        write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
+        """One line; what is nan or infinite, as the norm of a step that the fp16 scaler passed over, is null."""
         with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(json_ready(values), allow_nan=False) + "\n")
 
 
 def step_of(line: str) -> float:

@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from hf_maskformer.data.collate import Collator
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.data.stream import TrainingStream
+from hf_maskformer.training.accelerator import check_machine, open_accelerator
 from hf_maskformer.training.batch_size import found_batch_size, known_batch_size
 from hf_maskformer.training.budget import Budget, TrainState
 from hf_maskformer.training.checkpoint import load_average, load_optimizer, load_state
@@ -35,7 +36,7 @@ from hf_maskformer.training.run import Keeper, open_run, shared_float
 from hf_maskformer.training.setup import build_augmentation, build_model, load_splits, open_epoch, training_processor
 from hf_maskformer.training.shards import is_sharded, shard_model, shards_wanted
 from hf_maskformer.training.step import training_step
-from hf_maskformer.training.trackers import ProgressBar, RunningMean, tracker_options
+from hf_maskformer.training.trackers import ProgressBar, RunningMean
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = Path(config.output_dir)
     sharded = shards_wanted(config.fsdp)
     accelerator = open_accelerator(config)
+    check_machine(config, accelerator, sharded=sharded)
     config = known_batch_size(config, accelerator)
     checkpoint = open_run(run, config, accelerator)
     train_data, val_data = load_splits(config)
@@ -65,6 +67,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     batches = open_batches(config, train_data, processor, accelerator, first_step=state.step)
     images_per_step = config.images_per_pass * config.gradient_accumulation_steps * accelerator.num_processes
     budget = Budget(config, num_images=dataset_length(train_data), images_per_step=images_per_step)
+    budget.resume(state)
     model, optimizer = prepare(accelerator, model, optimizer)
     model.train()
     average = open_average(config, accelerator.unwrap_model(model), checkpoint)
@@ -74,7 +77,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with ProgressBar(enabled=accelerator.is_main_process) as bar:
         while not budget.spent(state):
             if budget.evaluation_due(state):
-                keeper.evaluate(state)
+                keeper.evaluate(state, passed=budget.passed(state))
                 if budget.stopped_early(state):
                     break
             started = time.perf_counter()
@@ -110,18 +113,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def open_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate as the options ask for it; the trackers write below the run."""
-    return Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        **tracker_options(config.tracker, Path(config.output_dir)),
-    )
-
-
 def open_model(config: TrainConfig, data: SegmentationData, checkpoint: Path | None) -> tuple[Any, Any]:
-    """`build_model`, with activation checkpointing where it is asked for."""
+    """`build_model`, with activation checkpointing where it is asked for.
+
+    Raises:
+        ValueError: `bipartite_after` for a model whose matching it does not change.
+    """
     model, processor = build_model(config, data, checkpoint)
+    if config.bipartite_after is not None and model.config.matcher != "fixed":
+        raise ValueError(
+            f"bipartite_after is {config.bipartite_after}, but the model's matcher is {model.config.matcher!r}; it "
+            "changes 'fixed' to 'hungarian': set config_overrides matcher=fixed (semantic only) or leave it out"
+        )
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, processor
