@@ -29,7 +29,7 @@ def test_recipes_carry_only_what_differs_from_the_defaults(project_root, name):
     assert [key for key in stated if recipe[key] == defaults[key] and key not in ("preset", "dataset")] == []
 
 
-def stored_run(folder, dataset="scenes", preset="maskformer-light", marked=True):
+def stored_run(folder, dataset="scenes", preset="maskformer-light-anchored", marked=True):
     """A folder as a finished run leaves it."""
     for name in ("checkpoints/step-00000001", "best", "final"):
         (folder / name).mkdir(parents=True)

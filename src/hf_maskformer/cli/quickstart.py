@@ -16,7 +16,8 @@ NUM_TEST_SCENES = 100
 NUM_DRAWN = 6
 DEFAULT_MINUTES = 7.0
 MIN_PQ = 0.50  # a run of DEFAULT_MINUTES that stays below it has gone wrong
-PRESET = "maskformer-light"
+PRESET = "maskformer-light-anchored"
+NUM_QUERIES = 40  # a scene holds about a dozen segments
 MARKER = ".quickstart"  # this file says that a folder's run is a quickstart's, which the next one may replace
 
 
@@ -107,7 +108,7 @@ def training_config(output: Path, minutes: float, seed: int) -> TrainConfig:
         output_dir=str(output),
         dataset_options={"length": 2000, "image_size": IMAGE_SIZE},
         val_split=None,  # scenes of the test split, which no choice was made on, are evaluated afterwards
-        config_overrides={"image_size": [IMAGE_SIZE, IMAGE_SIZE]},
+        config_overrides={"image_size": [IMAGE_SIZE, IMAGE_SIZE], "num_queries": NUM_QUERIES},
         max_minutes=minutes,
         learning_rate=1e-3,
         backbone_learning_rate_multiplier=1.0,
