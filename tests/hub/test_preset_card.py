@@ -37,7 +37,7 @@ def test_the_pages_show_the_results(report, project_root):
 def test_figures_come_from_the_results(report, monkeypatch):
     read = report.read
     monkeypatch.setattr(report, "read", lambda name: {**read(name), "pq": 0.125} if "quick" in name else read(name))
-    assert " | 0.125 | " in report.card("maskformer-light")
+    assert " | 0.125 | " in report.card("maskformer-light-anchored")
 
 
 def test_every_note_has_its_preset():
