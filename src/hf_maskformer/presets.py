@@ -8,6 +8,7 @@ from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
+MASK2FORMER = "Mask2Former, Cheng et al., CVPR 2022, https://arxiv.org/abs/2112.01527"
 MASKFORMER = "MaskFormer, Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278"
 
 
@@ -42,6 +43,31 @@ def _swin(*, embed_dim: int, depths: list[int], num_heads: list[int], window_siz
         "window_size": window_size,
         "drop_path_rate": 0.3,
         "out_features": STAGES,
+    }
+
+
+def _mask2former(backbone: dict[str, Any], **further: Any) -> dict[str, Any]:
+    """The parts, sizes, weights and thresholds of all published Mask2Formers."""
+    return {
+        "backbone_config": backbone,
+        "pixel_decoder": "deformable",
+        "pixel_decoder_ffn_dim": 1024,
+        "pixel_decoder_dropout": 0.0,
+        "query_decoder": "masked",
+        "query_decoder_layers": 9,
+        "query_decoder_dropout": 0.0,
+        "query_decoder_attention_dropout": 0.0,
+        "query_decoder_activation_dropout": 0.0,
+        "criterion": "points",
+        "loss_class_weight": 2.0,
+        "loss_mask_weight": 5.0,
+        "loss_dice_weight": 5.0,
+        "matcher_class_cost": 2.0,
+        "matcher_mask_cost": 5.0,
+        "matcher_dice_cost": 5.0,
+        "image_size": [1024, 1024],
+        "threshold": 0.8,
+        **further,
     }
 
 
@@ -137,6 +163,37 @@ PRESETS: dict[str, Preset] = {
             "loss_dice_weight": 5.0,
         },
     ),
+    "mask2former-r50": Preset(
+        summary="ResNet-50, deformable pixel decoder, 9 layers of masked attention",
+        paper=MASK2FORMER,
+        fields=_mask2former(
+            _resnet(depths=[3, 4, 6, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            backbone_freeze_batch_norm=True,
+        ),
+    ),
+    "mask2former-r101": Preset(
+        summary="ResNet-101, deformable pixel decoder, 9 layers of masked attention",
+        paper=MASK2FORMER,
+        fields=_mask2former(
+            _resnet(depths=[3, 4, 23, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            backbone_freeze_batch_norm=True,
+        ),
+    ),
+    "mask2former-swin-tiny": Preset(
+        summary="Swin-T, deformable pixel decoder, 9 layers of masked attention",
+        paper=MASK2FORMER,
+        fields=_mask2former(_swin(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24])),
+    ),
+    "mask2former-swin-small": Preset(
+        summary="Swin-S, deformable pixel decoder, 9 layers of masked attention",
+        paper=MASK2FORMER,
+        fields=_mask2former(_swin(embed_dim=96, depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24])),
+    ),
+    "mask2former-swin-base": Preset(
+        summary="Swin-B (window 12), deformable pixel decoder, 9 layers of masked attention",
+        paper=MASK2FORMER,
+        fields=_mask2former(_swin(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12)),
+    ),
 }
 
 
@@ -169,5 +226,7 @@ def image_processor_for(config: HfMaskFormerConfig, **overrides: Any) -> HfMaskF
         "threshold": config.threshold,
         "mask_threshold": config.mask_threshold,
         "overlap_mask_area_threshold": config.overlap_mask_area_threshold,
+        "stuff_overlap_mask_area_threshold": config.stuff_overlap_mask_area_threshold,
+        "panoptic_merge": config.panoptic_merge,
     }
     return HfMaskFormerImageProcessor(**{**settings, **overrides})

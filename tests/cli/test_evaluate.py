@@ -15,6 +15,7 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 from transformers import MaskFormerImageProcessor as OfficialProcessor
 
 from hf_maskformer.cli.main import main
+from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.presets import image_processor_for, preset
@@ -153,6 +154,21 @@ def test_any_checkpoint_on_any_task(checkpoint, format, task, key, request, fold
     assert "cow" in table
     assert key in table
     assert len((report / "images.csv").read_text().splitlines()) == 3
+
+
+def test_the_merge_can_be_chosen(ours, folders, tmp_path, capsys, monkeypatch):
+    merges = []
+
+    def recorded(*args, merge, **settings):
+        merges.append(merge)
+        return evaluate(*args, merge=merge, **settings)
+
+    monkeypatch.setattr("hf_maskformer.evaluation.evaluate.evaluate", recorded)
+    assert main(words_for(ours, folders, tmp_path)) == 0
+    assert main(words_for(ours, folders, tmp_path, "--merge", "mask_wise")) == 0
+    assert merges == [None, "mask_wise"]
+    wrong = words_for(ours, folders, tmp_path, "--merge", "argmax", "--task", "semantic")
+    assert "the task is 'semantic'" in failure(capsys, wrong)
 
 
 @pytest.mark.parametrize(("format", "key"), [("panoptic", "pq"), ("instance", "map"), ("semantic", "mean_iou")])

@@ -1,6 +1,7 @@
 """Which files a call of predict means, and how their results are named."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,3 +31,20 @@ def test_a_device_that_is_not_there_is_named(device, tmp_path, capsys):
     assert "no model is no directory" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "a.png")]) == 2
     assert "a.png is no folder" in capsys.readouterr().err
+
+
+def test_the_merge_reaches_the_predictor(tmp_path, monkeypatch):
+    made = []
+
+    def predictor(model, **settings):
+        made.append(settings["merge"])
+        return lambda images: [SimpleNamespace(save=lambda folder, stem: None)]
+
+    monkeypatch.setattr("hf_maskformer.inference.predictor.Predictor", predictor)
+    (tmp_path / "a.png").touch()
+    words = ["predict", "model", str(tmp_path / "a.png"), "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main([*words, "--merge", "mask_wise"]) == 0
+    assert made == [None, "mask_wise"]
+    with pytest.raises(SystemExit):
+        main([*words, "--merge", "topk"])

@@ -44,6 +44,36 @@ def test_wrong_answers_score_less():
     assert metrics["mean_iou"] < 0.9
 
 
+def test_the_merge_can_be_chosen(monkeypatch):
+    data = scenes("panoptic", length=2)
+    processor = processor_for(data)
+    merges = []
+    method = type(processor).__dict__["post_process_panoptic_segmentation"].function
+
+    def recorded(self, *args, **kwargs):
+        merges.append(self.panoptic_merge)
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "post_process_panoptic_segmentation", recorded)
+    for merge in (None, "mask_wise", "argmax"):
+        assert evaluate(Oracle(data), processor, data, progress=False, merge=merge)["pq_things"] > 0.99
+    assert merges == ["argmax", "mask_wise", "argmax"]
+    assert processor.panoptic_merge == "argmax"
+
+
+@pytest.mark.parametrize(
+    ("task", "merge", "message"),
+    [
+        ("panoptic", "topk", r"merge must be one of \['argmax', 'mask_wise'\]"),
+        ("semantic", "argmax", "the task is 'semantic'"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_refused(task, merge, message):
+    data = scenes("panoptic", length=1)
+    with pytest.raises(ValueError, match=message):
+        evaluate(Oracle(data), processor_for(data), data, task=task, progress=False, merge=merge)
+
+
 def test_flat_panoptic_keys():
     data = scenes("panoptic", length=1)
     metrics = evaluate(Oracle(data), processor_for(data), data, progress=False)

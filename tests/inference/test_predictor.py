@@ -1,5 +1,7 @@
 """Predictor: what it reads, that its answers are the model's, and what it refuses."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,27 @@ def test_thresholds_replace_the_stored_ones(scripted):
     assert scripted("instance", threshold=1.0)(image)[0].segments == []
 
 
+def test_merge_replaces_the_stored_one(scripted):
+    """Scores tell them apart: those of mask-wise merging hold the quality of the mask."""
+    image = picture(32, 32)
+    stored = scripted("panoptic", overlap_mask_area_threshold=0.5)(image)[0]
+    same = scripted("panoptic", overlap_mask_area_threshold=0.5, merge="argmax")(image)[0]
+    assert stored.segments == same.segments
+    other = scripted("panoptic", overlap_mask_area_threshold=0.5, merge="mask_wise")
+    assert other.processor.panoptic_merge == "mask_wise"
+    scores = [segment["score"] for segment in other(image)[0].segments]
+    assert scores == sorted(scores, reverse=True)
+    assert {segment["score"] for segment in stored.segments}.isdisjoint(scores)
+
+
+def test_an_overlap_threshold_counts_for_stuff_too(predictor):
+    processor = copy.copy(predictor.processor)
+    processor.stuff_overlap_mask_area_threshold = 0.8
+    made = Predictor(predictor.model, processor=processor, device="cpu", overlap_mask_area_threshold=0.3)
+    assert made.processor.stuff_overlap_mask_area_threshold is None
+    assert Predictor(predictor.model, processor=processor).processor.stuff_overlap_mask_area_threshold == 0.8
+
+
 def test_task_defaults_to_the_stored_one(checkpoint, predictor):
     assert predictor.task == "panoptic"
     assert Predictor(checkpoint, task="semantic", device="cpu").task == "semantic"
@@ -194,6 +217,8 @@ def test_broken_file_is_named(predictor, tmp_path):
     [
         ({"task": "depth"}, "task must be one of .* got 'depth'"),
         ({"threshold": 1.5}, r"threshold must be within 0\.\.1, got 1\.5"),
+        ({"merge": "topk"}, r"merge must be one of \['argmax', 'mask_wise'\], got 'topk'"),
+        ({"merge": "mask_wise", "task": "instance"}, "merge is 'mask_wise' but the task is 'instance'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )

@@ -129,6 +129,23 @@ class TestSettings:
         assert loaded.label_spec.stuff_label_ids == (0, 2)
         assert HfMaskFormerImageProcessor.from_json_file(tmp_path / "preprocessor_config.json").task == "instance"
 
+    def test_the_merge_is_saved_and_loaded(self, tmp_path):
+        settings = {"panoptic_merge": "mask_wise", "stuff_overlap_mask_area_threshold": 0.7}
+        HfMaskFormerImageProcessor(**settings).save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert {name: saved[name] for name in settings} == settings
+        loaded = HfMaskFormerImageProcessor.from_pretrained(tmp_path)
+        assert {name: getattr(loaded, name) for name in settings} == settings
+        changed = HfMaskFormerImageProcessor.from_pretrained(tmp_path, panoptic_merge="argmax")
+        assert changed.panoptic_merge == "argmax"
+
+    def test_files_from_before_there_was_a_choice_are_merged_as_before(self):
+        fields = HfMaskFormerImageProcessor().to_dict()
+        for name in ("panoptic_merge", "stuff_overlap_mask_area_threshold"):
+            fields.pop(name, None)
+        loaded = HfMaskFormerImageProcessor.from_dict(fields)
+        assert (loaded.panoptic_merge, loaded.stuff_overlap_mask_area_threshold) == ("argmax", None)
+
     def test_overrides_give_no_warning(self, tmp_path, caplog):
         HfMaskFormerImageProcessor().save_pretrained(tmp_path)
         loaded = HfMaskFormerImageProcessor.from_pretrained(tmp_path, task="semantic", threshold=0.1)
@@ -153,6 +170,8 @@ class TestSettings:
             ({"task": "pan"}, "task must be one of"),
             ({"class_activation": "relu"}, "class_activation must be one of"),
             ({"threshold": 1.5}, r"threshold must be in 0..1, got 1.5"),
+            ({"stuff_overlap_mask_area_threshold": -1}, r"stuff_overlap_mask_area_threshold must be in 0..1, got -1"),
+            ({"panoptic_merge": "topk"}, r"panoptic_merge must be one of \['argmax', 'mask_wise'\], got 'topk'"),
             ({"intensity_range": (5, 5)}, "low < high"),
             ({"id2label": {1: "a"}}, "without a gap"),
             ({"id2label": {0: "a"}, "thing_label_ids": [4]}, r"thing_label_ids \[4\]"),
@@ -273,3 +292,25 @@ class TestStockPipeline:
             if task == "instance":
                 assert {segment["label"] for segment in segments} <= {"car"}
         assert any(results)
+
+    @pytest.mark.parametrize(("merge", "found"), [("argmax", 2), ("mask_wise", 1)])
+    def test_the_stored_merge_decides(self, merge, found, official_model, monkeypatch):
+        """A car hides 4 of 10 columns of label 0: too many for stuff in mask-wise merging only."""
+        masks = torch.full((1, 2, 10, 10), -20.0)
+        masks[0, 0, :, :4] = masks[0, 1] = 20.0
+        classes = torch.log(torch.tensor([[[0.01, 0.98, 0.005, 0.005], [0.8, 0.1, 0.05, 0.05]]]))
+        output = {"class_queries_logits": classes, "masks_queries_logits": masks}
+        monkeypatch.setattr(official_model, "forward", lambda **inputs: ModelOutput(**output))
+        processor = HfMaskFormerImageProcessor(
+            size={"max_height": 64, "max_width": 64},
+            id2label=LABELS,
+            thing_label_ids=(1,),
+            task="panoptic",
+            overlap_mask_area_threshold=0.6,
+            stuff_overlap_mask_area_threshold=0.8,
+            panoptic_merge=merge,
+        )
+        pipe = ImageSegmentationPipeline(official_model, image_processor=processor)
+        (segments,) = pipe([Image.fromarray(photo(10, 10))])
+        names = [official_model.config.id2label[1], official_model.config.id2label[0]]
+        assert [segment["label"] for segment in segments] == names[:found]

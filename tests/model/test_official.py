@@ -11,6 +11,7 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation, HfMaskFormerModel
 from hf_maskformer.model.official import rename_official_weights, translate_config
+from hf_maskformer.model.official_maskformer import MASKFORMER
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
@@ -110,7 +111,7 @@ def test_gradients_equal_transformers(pair):
 def test_every_weight_is_used_and_none_is_missing(pair):
     _, ours, folder = pair
     swin = ours.config.backbone_config.model_type == "swin"
-    renamed = rename_official_weights(load_file(folder / "model.safetensors"), swin=swin)
+    renamed = rename_official_weights(load_file(folder / "model.safetensors"), MASKFORMER, swin=swin)
     _, report = HfMaskFormerForUniversalSegmentation.from_pretrained(
         None, config=ours.config, state_dict=renamed, output_loading_info=True
     )
@@ -212,7 +213,7 @@ def test_untranslatable_field_is_an_error():
 
 def test_unknown_weight_is_an_error():
     with pytest.raises(ValueError, match=r"'surprise\.weight'"):
-        rename_official_weights({"surprise.weight": torch.zeros(1)}, swin=False)
+        rename_official_weights({"surprise.weight": torch.zeros(1)}, MASKFORMER, swin=False)
 
 
 def test_overrides_and_task_of_an_official_checkpoint(pair):

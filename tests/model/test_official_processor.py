@@ -91,7 +91,13 @@ class TestOfficialFiles:
         torch.testing.assert_close(back(photo())["pixel_values"], processor(photo())["pixel_values"])
 
     @pytest.mark.parametrize(
-        "settings", [{"intensity_range": (0, 9)}, {"do_pad": False}, {"class_activation": "sigmoid"}]
+        "settings",
+        [
+            {"intensity_range": (0, 9)},
+            {"do_pad": False},
+            {"class_activation": "sigmoid"},
+            {"panoptic_merge": "mask_wise"},
+        ],
     )
     def test_what_the_official_file_cannot_say_is_refused(self, settings):
         with pytest.raises(ValueError, match=next(iter(settings))):

@@ -229,7 +229,7 @@ class TestPanoptic:
     def test_unknown_merge_is_refused(self):
         outputs = outputs_of([0], [[[1]]], num_labels=1)
         with pytest.raises(ValueError, match="merge must be one of"):
-            HfMaskFormerImageProcessor().post_process_panoptic_segmentation(outputs, merge="mask_wise")
+            HfMaskFormerImageProcessor().post_process_panoptic_segmentation(outputs, merge="maskwise")
 
 
 class TestInstance:
@@ -332,6 +332,66 @@ class TestInstance:
         chunked = process(outputs, 0.2, overlap_mask_area_threshold=0.1, target_sizes=[(50, 60)])[0]
         assert torch.equal(whole["segmentation"], chunked["segmentation"])
         assert whole["segments_info"] == chunked["segments_info"]
+
+
+def sigmoid_outputs(probabilities: list[list[float]], masks: list) -> ModelOutput:
+    """As `outputs_of`, with independent class probabilities (Q, K); the ignored column holds noise."""
+    outputs = outputs_of([0] * len(masks), masks, num_labels=len(probabilities[0]))
+    outputs.class_queries_logits[0, :, :-1] = torch.tensor(probabilities).logit()
+    outputs.class_queries_logits[0, :, -1] = torch.linspace(-50, 50, len(masks))
+    return outputs
+
+
+class TestSigmoidClasses:
+    """Independent class scores without "no object"; the last column never counts."""
+
+    processor = HfMaskFormerImageProcessor(class_activation="sigmoid", thing_label_ids=[1], threshold=0.3)
+    halves = ([[1, 1, 0, 0]], [[0, 0, 1, 1]])
+
+    def test_semantic_scores(self):
+        outputs = sigmoid_outputs([[0.2, 0.7], [0.6, 0.5]], [[[0.9, 0.1]], [[0.5, 0.8]]])
+        result = self.processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)[0]
+        expected = [[[0.2 * 0.9 + 0.6 * 0.5, 0.2 * 0.1 + 0.6 * 0.8]], [[0.7 * 0.9 + 0.5 * 0.5, 0.7 * 0.1 + 0.5 * 0.8]]]
+        torch.testing.assert_close(result.segmentation_scores, torch.tensor(expected))
+        assert result.segmentation.tolist() == [[1, 0]]
+
+    @pytest.mark.parametrize("merge", ["argmax", "mask_wise"])
+    def test_a_query_with_low_scores_is_dropped_by_the_threshold(self, merge):
+        """A softmax over these would call the second query sure of class 0."""
+        outputs = sigmoid_outputs([[0.1, 0.9], [0.25, 0.001]], self.halves)
+        result = self.processor.post_process_panoptic_segmentation(outputs, merge=merge)[0]
+        assert [segment["label_id"] for segment in result["segments_info"]] == [1]
+        assert result["segmentation"].tolist() == [[1, 1, 0, 0]]
+        low = self.processor.post_process_panoptic_segmentation(outputs, threshold=0.1, merge=merge)[0]
+        assert [segment["label_id"] for segment in low["segments_info"]] == [1, 0]
+
+    def test_panoptic_scores_are_the_sigmoids(self):
+        outputs = sigmoid_outputs([[0.1, 0.9], [0.75, 0.6]], self.halves)
+        result = self.processor.post_process_panoptic_segmentation(outputs)[0]
+        assert [segment["score"] for segment in result["segments_info"]] == pytest.approx([0.9, 0.75], abs=1e-6)
+
+    def test_instances_rank_queries_times_classes(self):
+        """One query passes with both of its classes, the other with none."""
+        outputs = sigmoid_outputs([[0.8, 0.9], [0.2, 0.1]], self.halves)
+        candidates = postprocess.instance_candidates(
+            outputs.class_queries_logits[0], outputs.masks_queries_logits[0], activation="sigmoid", threshold=0.3
+        )
+        quality = float(torch.tensor(HIGH).sigmoid())
+        assert [(one["query"], one["label_id"]) for one in candidates] == [(0, 1), (0, 0)]
+        assert [one["score"] for one in candidates] == pytest.approx([0.9 * quality, 0.8 * quality], abs=1e-6)
+        result = self.processor.post_process_instance_segmentation(outputs)[0]
+        assert [segment["label_id"] for segment in result["segments_info"]] == [1]
+
+    def test_the_last_column_never_counts(self):
+        outputs = sigmoid_outputs([[0.1, 0.9], [0.75, 0.6]], self.halves)
+        before = [self.processor.post_process_panoptic_segmentation(outputs, merge=m) for m in ("argmax", "mask_wise")]
+        instances = self.processor.post_process_instance_segmentation(outputs)
+        outputs.class_queries_logits[..., -1] = 0
+        after = [self.processor.post_process_panoptic_segmentation(outputs, merge=m) for m in ("argmax", "mask_wise")]
+        after.append(self.processor.post_process_instance_segmentation(outputs))
+        for one, other in zip([*before, instances], after, strict=True):
+            assert one[0]["segments_info"] == other[0]["segments_info"]
+            assert torch.equal(one[0]["segmentation"], other[0]["segmentation"])
 
 
 class TestThresholdsAndTask:

@@ -19,6 +19,11 @@ PUBLISHED = {
     ("maskformer-swin-small", 150): 63,
     ("maskformer-swin-base", 150): 102,
     ("maskformer-r50-panoptic", 133): 45,
+    ("mask2former-r50", 150): 44,
+    ("mask2former-r101", 150): 63,
+    ("mask2former-swin-tiny", 150): 47,
+    ("mask2former-swin-small", 150): 69,
+    ("mask2former-swin-base", 150): 107,
 }
 
 
@@ -32,82 +37,83 @@ def distinct_shapes() -> list[str]:
 
 
 every_preset = pytest.mark.parametrize("name", list_presets())
+every_shape = pytest.mark.parametrize("name", distinct_shapes())
 
 
-@every_preset
+@every_shape
 def test_training_step(name):
     tester.check_training_step(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_initial_weights(name):
     tester.check_initial_weights(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_odd_size(name):
     tester.check_odd_size(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_empty_targets(name):
     tester.check_empty_targets(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_more_targets_than_queries_is_trained_and_warned_of(name, caplog):
-    from hf_maskformer.model import criterion
+    from hf_maskformer.model import input_checks
 
-    criterion.logger.warning_once.cache_clear()
-    criterion.logger.addHandler(caplog.handler)
+    input_checks.logger.warning_once.cache_clear()
+    input_checks.logger.addHandler(caplog.handler)
     try:
         tester.check_more_targets_than_queries(tester.tiny(name))
     finally:
-        criterion.logger.removeHandler(caplog.handler)
+        input_checks.logger.removeHandler(caplog.handler)
     assert "has 9 targets for 6 queries" in caplog.text
 
 
-@every_preset
+@every_shape
 def test_auxiliary_supervision(name):
     tester.check_auxiliary_supervision(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_bfloat16(name):
     tester.check_bfloat16(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_float16(name):
     tester.check_float16(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_gradient_checkpointing(name):
     tester.check_gradient_checkpointing(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_save_and_load(name, tmp_path):
     tester.check_save_and_load(tester.tiny(name), tmp_path)
 
 
-@every_preset
+@every_shape
 def test_deepcopy(name):
     tester.check_deepcopy(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_outputs(name):
     tester.check_outputs(tester.tiny(name))
 
 
-@every_preset
+@every_shape
 def test_each_flag_in_training(name):
     tester.check_each_flag_in_training(tester.tiny(name))
 
 
-@pytest.mark.parametrize("name", distinct_shapes())
+@every_shape
 def test_export(name):
     tester.check_export(tester.tiny(name))
 

@@ -40,6 +40,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=TASKS,
         help="default: the model's task; of official checkpoints, which store none, the dataset's",
     )
+    parser.add_argument(
+        "--merge",
+        choices=["argmax", "mask_wise"],
+        help="masks to panoptic segments; default: as stored with the model",
+    )
     parser.add_argument("--format", help="dataset format; default: found from the folder's shape")
     parser.add_argument(
         "--dataset-options",
@@ -100,6 +105,7 @@ def run(arguments: Namespace) -> None:
         details=details,
         ignore_class_names=arguments.ignore_class_names,
         across_processes=processes.num_processes > 1,
+        merge=arguments.merge,
     )
     if processes.is_main_process:
         publish(arguments, metrics, data, task or data.task, details)

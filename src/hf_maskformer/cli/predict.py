@@ -19,6 +19,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--output-dir", required=True)
     parser.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="default: the model's task")
+    parser.add_argument(
+        "--merge",
+        choices=["argmax", "mask_wise"],
+        help="masks to panoptic segments; default: as stored with the model",
+    )
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--on-bad-sample", choices=["raise", "skip"], default="raise", help="for unreadable images")
     add_input_arguments(parser)
@@ -33,7 +38,13 @@ def run(arguments: Namespace) -> None:
 
     from hf_maskformer.inference.predictor import Predictor
 
-    predictor = Predictor(arguments.model, task=arguments.task, device=arguments.device, intensity_range=values)
+    predictor = Predictor(
+        arguments.model,
+        task=arguments.task,
+        device=arguments.device,
+        merge=arguments.merge,
+        intensity_range=values,
+    )
     output = Path(arguments.output_dir)
     names = unique_names(images)
     written = 0

@@ -31,6 +31,7 @@ from hf_maskformer.evaluation.class_agreement import check_class_names
 from hf_maskformer.evaluation.details import EvaluationDetails
 from hf_maskformer.evaluation.scorers import SCORERS, Row, Scorer
 from hf_maskformer.model.label_spec import LabelSpec
+from hf_maskformer.model.processor_settings import check_merge
 
 ALL_IMAGES = (0, 1)  # one shard of one
 
@@ -52,6 +53,7 @@ def evaluate(
     details: EvaluationDetails | None = None,
     ignore_class_names: bool = False,
     across_processes: bool = False,
+    merge: str | None = None,
 ) -> dict[str, Any]:
     """Metrics of `model` on `data`; their keys stand at the head of this module.
 
@@ -79,15 +81,21 @@ def evaluate(
         ignore_class_names: take class k of the model for class k of the data whatever their names.
         across_processes: every process of `torch.distributed`'s group, which must exist, scores its own share of the
             images; each returns the metrics of all. False: this process scores all images.
+        merge: how masks become panoptic segments, "argmax" or "mask_wise"; None takes the processor's. The thresholds
+            stay the stored ones.
 
     Raises:
-        ValueError: no (readable) images, an unknown task or one the data has no classes for, or model, processor and
-            data disagree on task or classes.
+        ValueError: no (readable) images, an unknown task or one the data has no classes for, an unknown merge or one
+            for another task, or model, processor and data disagree on task or classes.
         FloatingPointError: the model's outputs are not finite; names the images of the batch.
     """
     task = task or processor.task or data.task
     check_arguments(data, task, batch_size, limit, on_bad_sample)
     check_agreement_with_data(model.config, processor, data.label_spec, task, ignore_class_names)
+    if merge is not None:
+        check_merge(merge, task)
+        processor = copy.copy(processor)
+        processor.panoptic_merge = merge
     if details is not None:
         details.clear()
     score = Score(task, data.label_spec, boundary=boundary, details=details)

@@ -20,6 +20,8 @@ PIXEL_DECODERS = {
     "fpn": "feature pyramid",
     "fpn_transformer": "{layers} transformer encoder layers (width {dim}, {heads} heads, feed-forward width {ffn}) on "
     "the coarsest map, then feature pyramid",
+    "deformable": "{layers} layers of deformable attention (width {dim}, {heads} heads of {points} points, "
+    "feed-forward width {ffn}) over the maps at 1/8, 1/16 and 1/32, then one step of a feature pyramid",
 }
 QUERY_DECODERS = {
     "standard": ("transformer decoder layers", "learned queries"),
@@ -28,6 +30,7 @@ QUERY_DECODERS = {
         "queries: a learned one for each class of stuff, the others from the embeddings of the pixels that look most "
         "like the middle of an object,",
     ),
+    "masked": ("layers of masked attention, self-attention and feed-forward", "learned queries"),
 }
 MASK_HEADS = {
     "dot_product": "whose output is multiplied with the per-pixel embedding",
@@ -100,6 +103,31 @@ NOTES = {
         "the mask head, the resolution of the loss (that of the predicted masks) and an auxiliary per-pixel loss, see "
         "docs/paper_index.md",
         "Training on a laptop, tests, teaching, and small data sets with few classes.",
+    ),
+    "mask2former-r50": Note(
+        "Mask2Former with ResNet-50",
+        "The model of Tables 1 to 3",
+        "Panoptic, instance and semantic segmentation where quality comes before speed.",
+    ),
+    "mask2former-r101": Note(
+        "Mask2Former with ResNet-101",
+        "The model of Tables 1 to 3",
+        "As mask2former-r50, with a deeper backbone.",
+    ),
+    "mask2former-swin-tiny": Note(
+        "Mask2Former with Swin-T",
+        "The model of Tables 1 to 3; backbone: Liu et al., Swin Transformer, ICCV 2021",
+        "Panoptic, instance and semantic segmentation at about the size of mask2former-r50.",
+    ),
+    "mask2former-swin-small": Note(
+        "Mask2Former with Swin-S",
+        "The model of Tables 1 to 3; backbone: Liu et al., Swin Transformer, ICCV 2021",
+        "As mask2former-swin-tiny where more compute is at hand.",
+    ),
+    "mask2former-swin-base": Note(
+        "Mask2Former with Swin-B",
+        "The model of Tables 1 to 3; backbone: Liu et al., Swin Transformer, ICCV 2021",
+        "The most accurate of these presets in the paper's comparison, and the slowest; meant for a GPU.",
     ),
     "maskformer-light-anchored": Note(
         "MaskFormer light with anchored queries",
@@ -184,6 +212,7 @@ def pixel_decoder_words(config: HfMaskFormerConfig) -> str:
         dim=config.pixel_decoder_dim,
         heads=config.pixel_decoder_heads,
         ffn=config.pixel_decoder_ffn_dim,
+        points=config.pixel_decoder_points,
     )
 
 
@@ -193,9 +222,14 @@ def query_decoder_words(config: HfMaskFormerConfig) -> str:
     return (
         f"{config.query_decoder_layers} {layers}, width {config.query_decoder_dim}, "
         f"{config.query_decoder_heads} heads, feed-forward width {config.query_decoder_ffn_dim}, "
-        f"{config.num_queries} {queries} that attend to the map at 1/{config.query_decoder_memory_stride} of "
-        f"the image, {f'dropout {dropout}' if dropout else 'no dropout'}."
+        f"{config.num_queries} {queries} that attend to {memory_words(config)}, {f'dropout {dropout}' if dropout else 'no dropout'}."
     )
+
+
+def memory_words(config: HfMaskFormerConfig) -> str:
+    if config.query_decoder == "masked":
+        return "the maps at 1/32, 1/16 and 1/8 of the image in turn, each within its own mask"
+    return f"the map at 1/{config.query_decoder_memory_stride} of the image"
 
 
 def limits_section(config: HfMaskFormerConfig) -> str:

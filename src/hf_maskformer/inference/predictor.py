@@ -15,6 +15,7 @@ from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
 from hf_maskformer.inference.results import SegmentationResult
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
 from hf_maskformer.model.postprocess import logits_per_image, resize_maps, semantic_scores
+from hf_maskformer.model.processor_settings import check_merge
 
 TASKS = ("semantic", "instance", "panoptic")
 SCORE_DECIMALS = 6
@@ -30,7 +31,9 @@ class Predictor:
         task: "semantic", "instance" or "panoptic"; default: the one stored with the model.
         device: where the model runs; default: a GPU if there is one.
         processor: the image processor of a model that is already loaded; it is not changed.
-        threshold, mask_threshold, overlap_mask_area_threshold: replace the stored ones, 0..1.
+        threshold, mask_threshold, overlap_mask_area_threshold: replace the stored ones, 0..1; the last for things and
+            stuff.
+        merge: how masks become panoptic segments, "argmax" or "mask_wise"; default: the one stored with the model.
         batch_size: images in one forward pass.
         intensity_range: values that become black and white, for images of more than 8 bits, which are refused without;
             default: the one stored with the model.
@@ -50,6 +53,7 @@ class Predictor:
         threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
+        merge: str | None = None,
         batch_size: int = 4,
         intensity_range: tuple[float, float] | None = None,
     ) -> None:
@@ -81,6 +85,11 @@ class Predictor:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be within 0..1, got {value}")
             setattr(self.processor, name, value)
+        if overlap_mask_area_threshold is not None:
+            self.processor.stuff_overlap_mask_area_threshold = None
+        if merge is not None:
+            check_merge(merge, self.task)
+            self.processor.panoptic_merge = merge
         self.batch_size = batch_size
         self.intensity_range = processor.intensity_range if intensity_range is None else intensity_range
         self.id2label = {int(label): str(name) for label, name in model.config.id2label.items()}

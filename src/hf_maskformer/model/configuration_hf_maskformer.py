@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from .consistency import check_consistency
 from .official import is_official_config, translate_config
 
 logger = logging.get_logger(__name__)
@@ -66,11 +67,14 @@ class HfMaskFormerConfig(PreTrainedConfig):
         num_channels: Channels of `pixel_values`.
         spatial_dims: 2 for images (volumes, 3, come with their own parts).
         image_size: Height and width of the canvas that the image processor pads to.
-        pixel_decoder: `"fpn"` or `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
-            models, official code `TransformerEncoderPixelDecoder`).
-        pixel_decoder_layers: Encoder layers of `"fpn_transformer"`.
+        pixel_decoder: `"fpn"`; `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
+            models, official code `TransformerEncoderPixelDecoder`); `"deformable"` (Mask2Former: multi-scale
+            deformable attention over strides 8, 16, 32, then one pyramid step).
+        pixel_decoder_layers: Encoder layers of `"fpn_transformer"` and `"deformable"`.
+        pixel_decoder_points: Points that a head of deformable attention reads in each map.
         query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3). `"anchored"`: things start
             from the pixels that look most like the middle of an object, each class of stuff from a learned query.
+            `"masked"`: Mask2Former's, which looks within the mask that the layer before predicted.
         query_decoder_memory_stride: Which map the queries attend to; 32, the coarsest, is published.
         num_queries: N, the number of predicted masks.
         mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding;
@@ -78,9 +82,15 @@ class HfMaskFormerConfig(PreTrainedConfig):
             around the query's anchor.
         class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object".
         class_activation: How class logits become probabilities.
-        criterion_resolution: `"target"`: predictions are upsampled to the targets (published); `"prediction"`: targets
-            are averaged down to the predictions, 16 times fewer pixels.
-        loss_*_weight: Weights of the terms (class CE 1, focal 20, dice 1 as published).
+        criterion: `"dense"`: losses of whole masks, with the focal loss (MaskFormer); `"points"`: matching and losses
+            on sampled points, with the binary cross-entropy (Mask2Former, sec. 3.3.2).
+        criterion_points: Points of `"points"`, for matching and for the loss of each mask.
+        criterion_oversample_ratio: Candidates for a loss point; the least certain ones are taken.
+        criterion_importance_ratio: Part of the loss points that are chosen so; the others are uniform.
+        criterion_resolution: Of `"dense"`: at the size of the `"target"` (published), or of the `"prediction"`, to
+            which targets are averaged down: 16 times fewer pixels.
+        loss_*_weight: Weights of the terms (as published: MaskFormer class CE 1, focal 20, dice 1; Mask2Former 2, 5
+            (cross-entropy), 5).
         loss_auxiliary: Supervise every decoder layer.
         loss_pixel_weight: Weight of an auxiliary per-pixel cross-entropy on the per-pixel embedding; its classifier is
             used in training only. 0 (published) leaves it out.
@@ -92,8 +102,9 @@ class HfMaskFormerConfig(PreTrainedConfig):
         matcher_location_cost: Of a pair that `"located"` should not make (FastInst: 1000).
         matcher_*_cost: Weights in the matching cost.
         initialization: Initial weights of all but the backbone: the published code's, or those of torch's modules.
-        task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold: What post-processing does by
-            default; the same values stand in `preprocessor_config.json`.
+        task, thing_label_ids, threshold, mask_threshold, overlap_mask_area_threshold,
+        stuff_overlap_mask_area_threshold (of stuff in mask-wise merging; None: the same), panoptic_merge: What
+            post-processing does by default; the same values stand in `preprocessor_config.json`.
 
     Raises:
         ValueError: For a keyword that is no field (the nearest is named) and for fields that contradict each other.
@@ -110,15 +121,16 @@ class HfMaskFormerConfig(PreTrainedConfig):
     spatial_dims: int = 2
     image_size: list[int] | tuple[int, ...] = (512, 512)
 
-    pixel_decoder: Literal["fpn", "fpn_transformer"] = "fpn"
+    pixel_decoder: Literal["fpn", "fpn_transformer", "deformable"] = "fpn"
     pixel_decoder_dim: int = 256
     pixel_decoder_layers: int = 6
     pixel_decoder_heads: int = 8
     pixel_decoder_ffn_dim: int = 2048
     pixel_decoder_dropout: float | int = 0.1
+    pixel_decoder_points: int = 4
     mask_dim: int = 256
 
-    query_decoder: Literal["standard", "anchored"] = "standard"
+    query_decoder: Literal["standard", "anchored", "masked"] = "standard"
     query_decoder_layers: int = 6
     query_decoder_dim: int = 256
     query_decoder_heads: int = 8
@@ -135,7 +147,11 @@ class HfMaskFormerConfig(PreTrainedConfig):
     class_head: Literal["linear"] = "linear"
     class_activation: Literal["softmax", "sigmoid"] = "softmax"
 
+    criterion: Literal["dense", "points"] = "dense"
     criterion_resolution: Literal["target", "prediction"] = "target"
+    criterion_points: int = 12544
+    criterion_oversample_ratio: float | int = 3.0
+    criterion_importance_ratio: float | int = 0.75
     loss_class_weight: float | int = 1.0
     loss_mask_weight: float | int = 20.0
     loss_dice_weight: float | int = 1.0
@@ -159,6 +175,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
     threshold: float | int = 0.5
     mask_threshold: float | int = 0.5
     overlap_mask_area_threshold: float | int = 0.8
+    stuff_overlap_mask_area_threshold: float | int | None = None
+    panoptic_merge: Literal["argmax", "mask_wise"] = "argmax"
 
     initialization: Literal["published", "torch"] = "published"
     init_std: float | int = 0.02
@@ -206,71 +224,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
 
     def validate_consistency(self) -> None:
         """Checks that span several fields; run at construction, on save and by the model's constructor."""
-        allowed = sorted(self.id2label)
-        if allowed != list(range(len(allowed))):
-            raise ValueError(f"id2label must have the ids 0..K-1 without a gap, got {allowed}.")
-        for label_id in self.thing_label_ids or ():
-            if label_id not in self.id2label:
-                raise ValueError(f"thing_label_ids contains {label_id}, allowed are the ids of id2label: {allowed}.")
-        if len(self.image_size) != self.spatial_dims or min(self.image_size) < 1:
-            raise ValueError(f"image_size must be {self.spatial_dims} positive integers, got {self.image_size}.")
-        if self.spatial_dims != 2:
-            raise ValueError(
-                f"spatial_dims is {self.spatial_dims}; pixel_decoder {self.pixel_decoder!r} allows 2 only."
-            )
-        for width, heads in (
-            ("query_decoder_dim", "query_decoder_heads"),
-            ("pixel_decoder_dim", "pixel_decoder_heads"),
-        ):
-            if getattr(self, width) % getattr(self, heads):
-                raise ValueError(
-                    f"{width} ({getattr(self, width)}) must be a multiple of {heads} ({getattr(self, heads)})."
-                )
-        if self.query_decoder_dim % 4 or self.pixel_decoder_dim % 4:
-            raise ValueError(
-                f"query_decoder_dim ({self.query_decoder_dim}) and pixel_decoder_dim ({self.pixel_decoder_dim}) must "
-                "be multiples of 4 (sine and cosine of two coordinates)."
-            )
-        if self.class_activation == "sigmoid" and self.class_head == "linear":
-            raise ValueError(
-                "class_activation 'sigmoid' needs a class head of its own; class_head 'linear' is softmax."
-            )
-        if self.matcher == "fixed" and (self.task != "semantic" or self.num_queries < len(self.id2label)):
-            raise ValueError(
-                f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {self.task!r}) and "
-                f"num_queries ({self.num_queries}) at least the number of labels ({len(self.id2label)})."
-            )
-
-        self._validate_anchors()
-
-    def _validate_anchors(self) -> None:
-        """Parts that need anchored queries, and the number of queries that are left for anchors."""
-        if self.query_decoder == "anchored":
-            stuff = len(self.id2label) - len(self.thing_label_ids or ())
-            if self.num_queries <= stuff:
-                raise ValueError(
-                    f"query_decoder 'anchored' gives one query to each of the {stuff} classes of stuff and the others "
-                    f"to things; num_queries is {self.num_queries} and must be greater."
-                )
-            if not self.thing_label_ids:
-                raise ValueError(
-                    "query_decoder 'anchored' anchors the queries of things, but thing_label_ids is empty; use "
-                    "'standard' (with matcher 'fixed' for semantic models)."
-                )
-            if self.matcher == "fixed":
-                raise ValueError(
-                    "matcher 'fixed' gives query k the class k, but query_decoder 'anchored' orders its queries "
-                    "otherwise; use 'located' or 'hungarian'."
-                )
-            return
-        if self.loss_one_to_many_weight:
-            raise ValueError(
-                f"loss_one_to_many_weight is {self.loss_one_to_many_weight}; it needs query_decoder 'anchored', which "
-                f"is {self.query_decoder!r}."
-            )
-        for name, value in (("matcher", "located"), ("mask_head", "anchored_dot_product")):
-            if getattr(self, name) == value:
-                raise ValueError(f"{name} {value!r} needs query_decoder 'anchored', which is {self.query_decoder!r}.")
+        check_consistency(self)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

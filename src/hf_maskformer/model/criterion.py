@@ -15,14 +15,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import logging
 
+from .input_checks import check_finite, check_labels, warn_if_more_targets
 from .losses import class_loss, dice_loss, focal_loss, pairwise_mask_costs, pixel_loss
 from .matcher import Match, location_cost, match_fixed, match_hungarian
 from .objectness import objectness_loss, objectness_target
 from .targets import Targets, average_masks, paint_labels, prepare_targets, resize_masks, within_unit
-
-logger = logging.get_logger(__name__)
 
 
 class Criterion(nn.Module):
@@ -128,8 +126,7 @@ class Criterion(nn.Module):
             }
             terms = {name: losses.sum() for name, losses in by_layer.items()}
             if pixel_logits is not None:
-                label_map = paint_labels(coarse, targets.labels)
-                terms["loss_pixel"] = pixel_loss(pixel_logits.to(dtype), label_map).sum() / image_count
+                terms["loss_pixel"] = self._pixel_term(pixel_logits.to(dtype), targets) / image_count
             if objectness is not None:
                 things = [self._things(*image) for image in zip(coarse, targets.labels, strict=True)]
                 bumps = torch.stack([objectness_target(masks) for masks in things])  # (B, h, w)
@@ -141,6 +138,12 @@ class Criterion(nn.Module):
                 terms["loss_one_to_many"] = term / mask_count
             loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return loss, terms, {name: losses.detach() for name, losses in by_layer.items()}
+
+    def _pixel_term(self, logits: Tensor, targets: Targets) -> Tensor:
+        """Cross-entropy of the auxiliary per-pixel classifier (B, K, h, w), summed over images."""
+        valid = resize_masks(targets.valid[:, None], logits.shape[-2:])  # (B, 1, h, w)
+        masks = resize_masks(targets.masks, logits.shape[-2:]).to(logits.dtype) * valid  # (B, N, h, w)
+        return pixel_loss(logits, paint_labels(masks, targets.labels)).sum()
 
     def _things(self, masks: Tensor, labels: Tensor) -> Tensor:
         """The (n, h, w) masks of an image's things, of its padded (N, h, w) ones."""
@@ -163,10 +166,6 @@ class Criterion(nn.Module):
         """
         layers, images, queries = classes.shape[:3]
         most = coarse.shape[1]
-        labels = torch.zeros((images, most), dtype=torch.int64, device=classes.device)
-        for index, image_labels in enumerate(targets.labels):
-            labels[index, : len(image_labels)] = image_labels
-        wrong_label = (labels < 0) | (labels >= self.num_labels)  # (B, N)
         finite = torch.stack(
             [
                 classes.isfinite().all(-1).all(-1).all(0),
@@ -179,7 +178,7 @@ class Criterion(nn.Module):
         first = layers - 1 if self.matched_layers == "last" else 0  # of the layers that are matched
         costs = classes.new_zeros((layers - first, images, queries, most))
         if self.matcher != "fixed" and most:
-            known = labels.clamp(0, self.num_labels - 1)
+            known = self._padded_labels(targets, classes.device).clamp(0, self.num_labels - 1)
             costs = self._costs(classes[first:], masks[first:], known, coarse, coarse_valid)
             if self.matcher == "located":
                 if anchors is None:
@@ -187,19 +186,38 @@ class Criterion(nn.Module):
                 costs = costs + location_cost(
                     anchors, coarse, known, self.stuff_queries.to(known.device), cost=self.location_cost
                 )
+        return self._assign(costs, targets, finite, layers=layers)
+
+    def _padded_labels(self, targets: Targets, device: torch.device) -> Tensor:
+        """(B, N) classes, 0 beyond an image's own segments."""
+        labels = torch.zeros(targets.masks.shape[:2], dtype=torch.int64, device=device)
+        for index, image_labels in enumerate(targets.labels):
+            labels[index, : len(image_labels)] = image_labels
+        return labels
+
+    def _assign(
+        self, costs: Tensor, targets: Targets, finite: Tensor, *, layers: int
+    ) -> tuple[list[list[Match]], bool]:
+        """Assignments of `layers` layers from the costs (L or 1, B, Q, N) of those that are matched.
+
+        `finite` (R, B) are the rows that `check_finite` names.
+        """
+        queries = costs.shape[2]
+        labels = self._padded_labels(targets, costs.device)
+        wrong_label = (labels < 0) | (labels >= self.num_labels)  # (B, N)
         padding = ~targets.valid.all()
         parts = [part.to(costs.dtype) for part in (costs, labels, wrong_label, finite, padding)]
         host = torch.cat([part.flatten() for part in parts]).cpu().numpy()
         cost_values, label_values, wrong_values, finite_values, padded = np.split(
             host, np.cumsum([part.numel() for part in parts])[:-1]
         )
-        _check_labels(label_values.reshape(labels.shape), wrong_values.reshape(labels.shape), self.num_labels)
-        _check_finite(finite_values.reshape(finite.shape))
+        check_labels(label_values.reshape(labels.shape), wrong_values.reshape(labels.shape), self.num_labels)
+        check_finite(finite_values.reshape(finite.shape))
         if self.matcher == "fixed":
             per_image = label_values.reshape(labels.shape)
             host_labels = [row[:count].astype(np.int64) for row, count in zip(per_image, targets.counts, strict=True)]
             return match_fixed(host_labels, num_layers=layers), bool(padded)
-        _warn_if_more_targets(targets.counts, queries)
+        warn_if_more_targets(targets.counts, queries)
         if not np.isfinite(cost_values).all():
             raise FloatingPointError(
                 "Finite logits gave a non-finite matching cost: they are too large for the dtype."
@@ -255,7 +273,7 @@ class Criterion(nn.Module):
         for group in pairs.split(counts):
             layer, image, query, segment = group.unbind(1)
             inputs = (masks[layer, image, query], wanted, valid, image, segment, padded)
-            compute = self._gradient_checkpointing_func if again else _call
+            compute = self._gradient_checkpointing_func if again else call
             parts.append(compute(self._pair_losses, *inputs))
         focal, dice = torch.cat(parts, dim=1).unbind()  # (M,)
         nothing = focal.new_zeros(masks.shape[0])
@@ -299,7 +317,8 @@ class Criterion(nn.Module):
         return torch.stack([focal, dice_loss(logits, masks, weight)])
 
 
-def _call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """As a checkpointing function is called, without checkpointing."""
     return function(*inputs)
 
 
@@ -351,38 +370,3 @@ def extend_into_padding(logits: Tensor, valid: Tensor) -> Tensor:
     column_index = torch.arange(width, device=logits.device).minimum(columns[:, None])  # (M, w)
     logits = logits.gather(1, row_index[:, :, None].expand_as(logits))
     return logits.gather(2, column_index[:, None, :].expand_as(logits))
-
-
-def _check_labels(labels: np.ndarray, wrong: np.ndarray, num_labels: int) -> None:
-    if not wrong.any():
-        return
-    image, position = np.argwhere(wrong)[0]
-    value = int(labels[image, position])
-    hint = " The ids look 1-based: subtract 1." if value == num_labels else ""
-    raise ValueError(
-        f"class_labels[{image}] contains {value}, allowed are 0..{num_labels - 1} ({num_labels} labels).{hint}"
-    )
-
-
-def _check_finite(finite: np.ndarray) -> None:
-    for row, what in ((0, "class logits"), (1, "mask logits"), (2, "mask_labels"), (4, "objectness logits")):
-        if not finite[row].all():
-            image = int(np.argmin(finite[row]))
-            raise FloatingPointError(
-                f"Non-finite {what} for image {image} of the batch. Look at this image and its targets; if they are "
-                "sound, lower the learning rate or train in float32."
-            )
-    if not finite[3].all():
-        raise ValueError(
-            f"mask_labels[{int(np.argmin(finite[3]))}] has values outside 0..1; masks are 0 or 1, and 0 in padding (a "
-            "void value such as 255 is none: leave those pixels 0)."
-        )
-
-
-def _warn_if_more_targets(counts: list[int], num_queries: int) -> None:
-    if max(counts, default=0) > num_queries:
-        image = int(np.argmax(counts))
-        logger.warning_once(
-            f"Image {image} of a batch has {counts[image]} targets for {num_queries} queries: the worst matching "
-            f"{counts[image] - num_queries} are left out of the loss. Raise num_queries."
-        )

@@ -7,7 +7,8 @@ MaskFormerImageProcessor does (Cheng et al., "Per-Pixel Classification is Not Al
 
 import difflib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
-from transformers.processing_utils import ImagesKwargs
 
 from .image_conversion import list_images, padded_size, resized_size, to_rgb_tensor
 from .label_spec import LabelSpec
+from .mask_wise_merge import mask_wise_segments
 from .masks import decode_rles
 from .official_processor import (
     IDENTITY_KEYS,
@@ -41,32 +42,18 @@ from .postprocess import (
     semantic_map,
     semantic_scores,
 )
+from .processor_settings import (
+    PANOPTIC_MERGES,
+    PIPELINE_THRESHOLDS,
+    HfMaskFormerImageProcessorKwargs,
+    check_choice,
+    checked_settings,
+)
 from .target_encoding import Frame, LabelRules, TargetInputs, encode_targets
 from .task_methods import hidden_for_tasks
 
-TASKS = ("semantic", "instance", "panoptic")
-CLASS_ACTIVATIONS = ("softmax", "sigmoid")
-SIZE_FORMS = ({"max_height", "max_width"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 ROWS_AT_ONCE = 64  # of an image turned into floats: the batch is the only large array of them
-# What transformers' image-segmentation pipeline passes when its caller says nothing.
-PIPELINE_THRESHOLDS = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
-
-
-class HfMaskFormerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Settings beyond those of every image processor; see `HfMaskFormerImageProcessor`."""
-
-    size_divisor: int
-    ignore_index: int
-    do_reduce_labels: bool
-    id2label: dict | None
-    thing_label_ids: list | tuple | None
-    task: str | None
-    class_activation: str
-    threshold: float | int
-    mask_threshold: float | int
-    overlap_mask_area_threshold: float | int
-    intensity_range: list | tuple | None
 
 
 class HfMaskFormerImageProcessor(TorchvisionBackend):
@@ -88,6 +75,9 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         threshold: Score above which a query is kept.
         mask_threshold: Probability from which a pixel belongs to a mask.
         overlap_mask_area_threshold: Part of a mask that must stay visible, or the segment is dropped.
+        stuff_overlap_mask_area_threshold: The same for stuff in mask-wise merging; None: no difference. Stuff are the
+            labels that are not things, none if things are not known. Only this merge treats stuff differently.
+        panoptic_merge: "argmax" (MaskFormer) or "mask_wise" (Panoptic SegFormer), how masks become panoptic segments.
         intensity_range: (low, high) of images with more than 8 bits or of floats: black and white. Without it such
             images are refused.
     """
@@ -116,6 +106,8 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
     threshold = 0.5
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
+    stuff_overlap_mask_area_threshold = None
+    panoptic_merge = "argmax"
     intensity_range = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -148,8 +140,8 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
     def from_json_file(cls, json_file: str | Path) -> Any:
         return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
-    def to_official_dict(self) -> dict[str, Any]:
-        """The content of a preprocessor_config.json for transformers' MaskFormerImageProcessor.
+    def to_official_dict(self, kind: str = "MaskFormerImageProcessor") -> dict[str, Any]:
+        """The content of a preprocessor_config.json for transformers' MaskFormer- or Mask2FormerImageProcessor.
 
         Raises:
             ValueError: a setting that would change results cannot be expressed there.
@@ -157,13 +149,13 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         settings = {name: getattr(self, name) for name in self._names()}
         for name in ("size", "pad_size"):
             settings[name] = None if settings[name] is None else dict(settings[name])
-        return to_official(settings, None if self.id2label is None else len(self.id2label))
+        return to_official(settings, None if self.id2label is None else len(self.id2label), kind=kind)
 
-    def save_official(self, save_directory: str | Path) -> None:
+    def save_official(self, save_directory: str | Path, kind: str = "MaskFormerImageProcessor") -> None:
         """Write `to_official_dict()` as preprocessor_config.json."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_official_dict(), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(self.to_official_dict(kind), indent=2, sort_keys=True) + "\n"
         (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
     def preprocess(
@@ -207,24 +199,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
 
     def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Bring settings to one form and check them; used for the constructor and for each call."""
-        size = dict(size) if isinstance(size, (Mapping, SizeDict)) else size
-        if not isinstance(size, dict) or set(size) not in SIZE_FORMS or min(size.values()) < 1:
-            raise ValueError(f"size must be a dict with positive {' or '.join(map(str, SIZE_FORMS))}, got {size!r}")
-        _check_choice("task", kwargs.get("task"), (*TASKS, None))
-        _check_choice("class_activation", kwargs.get("class_activation"), CLASS_ACTIVATIONS)
-        for name in PIPELINE_THRESHOLDS:
-            if not 0 <= kwargs[name] <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {kwargs[name]!r}")
-        if kwargs.get("intensity_range") is not None:
-            low, high = kwargs["intensity_range"] = tuple(float(value) for value in kwargs["intensity_range"])
-            if not low < high:
-                raise ValueError(f"intensity_range must be (low, high) with low < high, got {(low, high)}")
-        if kwargs.get("thing_label_ids") is not None:
-            kwargs["thing_label_ids"] = tuple(int(label) for label in kwargs["thing_label_ids"])
-        if kwargs.get("id2label") is not None:
-            labels = LabelSpec(kwargs["id2label"], kwargs.get("thing_label_ids") or (), kwargs["ignore_index"])
-            kwargs["id2label"] = labels.id2label
-        return super()._standardize_kwargs(size=size, **kwargs)
+        return super()._standardize_kwargs(**checked_settings(size, kwargs))
 
     def _preprocess_image_like_inputs(self, images: list[Any], targets: Any, **kwargs: Any) -> BatchFeature:
         """Convert, resize, normalise and pad the images, and encode the targets to match."""
@@ -300,6 +275,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
             raise ValueError("return_coco_annotation and return_binary_maps cannot both be True")
         settings = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         overlap = settings.pop("overlap_mask_area_threshold")
+        del settings["stuff_overlap_mask_area_threshold"]
         results = []
         for class_logits, mask_logits, target_size, extent in self._per_image(outputs, target_sizes):
             size = target_size or native_size(mask_logits, extent)
@@ -330,24 +306,35 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: Any = None,
-        merge: str = "argmax",
+        merge: str | None = None,
     ) -> list[dict[str, Any]]:
-        """One segment per pixel; `postprocess.panoptic_segments` holds the rules.
+        """One segment per pixel.
 
-        Thresholds that are None are the processor's own. `label_ids_to_fuse` None means all labels that are not
-        things; nothing is fused if things are not known.
+        Args:
+            threshold, mask_threshold, overlap_mask_area_threshold: None are the processor's own, whatever the merge.
+                An overlap threshold that is given counts for things and stuff.
+            label_ids_to_fuse: None means all labels that are not things; nothing is fused if things are not known.
+            merge: "argmax" by the rules of `postprocess.panoptic_segments`, "mask_wise" by those of
+                `mask_wise_merge.mask_wise_segments`; None is the processor's `panoptic_merge`.
 
         Returns:
             per image `segmentation` (H, W) int32, 0 = void, and `segments_info` (id, label_id, was_fused, score).
         """
-        _check_choice("merge", merge, ("argmax",))
+        merge = self.panoptic_merge if merge is None else merge
+        check_choice("merge", merge, PANOPTIC_MERGES)
         settings = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         if label_ids_to_fuse is None:
             labels = range(outputs.class_queries_logits.shape[-1] - 1)
             things = labels if self.thing_label_ids is None else self.thing_label_ids
             label_ids_to_fuse = set(labels) - set(things)
+        merged: Callable[..., dict[str, Any]]
+        if merge == "mask_wise":
+            merged = partial(mask_wise_segments, thing_label_ids=self.thing_label_ids)
+        else:
+            merged = panoptic_segments
+            del settings["stuff_overlap_mask_area_threshold"]
         return [
-            panoptic_segments(
+            merged(
                 class_logits,
                 mask_logits,
                 target_size=target_size,
@@ -370,10 +357,12 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         """Stored thresholds where none is given. The pipeline (its outputs carry target_size) always passes its own
         constants; exactly these count as not given."""
         from_pipeline = output_field(outputs, "target_size") is not None
-        settings = {}
+        settings: dict[str, Any] = {"stuff_overlap_mask_area_threshold": self.stuff_overlap_mask_area_threshold}
         for (name, pipeline_value), value in zip(PIPELINE_THRESHOLDS.items(), given, strict=True):
             stored = value is None or (from_pipeline and value == pipeline_value)
             settings[name] = getattr(self, name) if stored else value
+            if name == "overlap_mask_area_threshold" and not stored:
+                settings["stuff_overlap_mask_area_threshold"] = None
         return settings
 
     @classmethod
@@ -388,11 +377,6 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
                 nearest = difflib.get_close_matches(name, [*known, *RENAMED_KEYS], 1)
                 hint = f", did you mean {nearest[0]!r}?" if nearest else f", known: {sorted(known)}"
                 raise ValueError(f"unknown image processor setting {name!r}{hint}")
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
 
 
 HfMaskFormerImageProcessor.register_for_auto_class()

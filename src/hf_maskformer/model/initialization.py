@@ -7,11 +7,14 @@ from torch import nn
 from transformers import initialization as init
 
 from .class_head import LinearClassHead
+from .deformable_attention import DeformableAttention
 from .layers import MLP, Attention, ConvNormActivation, FeedForward
 from .mask_head import AnchoredDotProductMaskHead, LocatedDotProductMaskHead
 from .objectness import PRIOR, ObjectnessHead
+from .pixel_decoder_deformable import DeformableMemory, DeformablePixelDecoder
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .query_decoder_anchored import AnchoredQueryDecoder
+from .query_decoder_masked import MaskedQueryDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
 TORCH_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
@@ -20,10 +23,12 @@ TORCH_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.Grou
 def initialize(module: nn.Module, scheme: str = "published") -> None:
     """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier), or as torch does.
 
-    What the anchors start from is the same in both. Tensors that a checkpoint filled are left alone, if this is
-    called through transformers' `initialize_weights`.
+    What anchors and sampling points start from is the same in both. Tensors that a checkpoint filled are left alone,
+    if this is called through transformers' `initialize_weights`.
     """
-    if scheme == "torch" and not isinstance(module, ObjectnessHead | AnchoredDotProductMaskHead):
+    if isinstance(module, DeformableAttention):
+        _initialize_deformable(module)
+    elif scheme == "torch" and not isinstance(module, ObjectnessHead | AnchoredDotProductMaskHead):
         if isinstance(module, TORCH_MODULES):
             module.reset_parameters()
     elif isinstance(module, ConvNormActivation):
@@ -37,6 +42,19 @@ def initialize(module: nn.Module, scheme: str = "published") -> None:
         init.normal_(module.query_positions.weight)
         if isinstance(module.input_projection, nn.Conv2d):
             _initialize_projection(module.input_projection)
+    elif isinstance(module, DeformableMemory):
+        init.normal_(module.level_codes.weight)
+        for projection in (*module.input_projections, *module.further_projections):
+            init.xavier_uniform_(projection.conv.weight)
+            init.zeros_(projection.conv.bias)
+        if isinstance(module, DeformablePixelDecoder):
+            _initialize_projection(module.mask_projection)
+    elif isinstance(module, MaskedQueryDecoder):
+        for table in (module.level_codes, module.query_features, module.query_positions):
+            init.normal_(table.weight)
+        for projection in module.input_projections:
+            if isinstance(projection, nn.Conv2d):
+                _initialize_projection(projection)
     elif isinstance(module, FpnPixelDecoder):
         _initialize_projection(module.mask_projection)
         if isinstance(module, TransformerFpnPixelDecoder):
@@ -62,6 +80,17 @@ def initialize(module: nn.Module, scheme: str = "published") -> None:
         init.zeros_(module.bias)
     elif isinstance(module, nn.ConvTranspose2d | nn.Conv2d) and not getattr(module, "_is_hf_initialized", False):
         _initialize_projection(module)
+
+
+def _initialize_deformable(module: DeformableAttention) -> None:
+    """Equal weights at fixed directions, whatever the query (Deformable DETR, appendix A.4)."""
+    for linear in (module.value, module.output):
+        init.xavier_uniform_(linear.weight)
+        init.zeros_(linear.bias)
+    for linear in (module.sampling_offsets, module.attention_weights):
+        init.zeros_(linear.weight)
+    init.zeros_(module.attention_weights.bias)
+    init.copy_(module.sampling_offsets.bias, module.initial_offsets())
 
 
 def _initialize_projection(projection: nn.Conv2d | nn.ConvTranspose2d) -> None:

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channels: int) -> None:
@@ -34,3 +38,41 @@ def refuse_unknown_arguments(arguments: dict[str, Any]) -> None:
     unknown = sorted(set(arguments) - {"num_items_in_batch"})
     if unknown:
         raise TypeError(f"forward() got an unexpected argument {unknown[0]!r}.")
+
+
+def check_labels(labels: np.ndarray, wrong: np.ndarray, num_labels: int) -> None:
+    """ValueError for the first of the (B, N) labels that is marked in `wrong`."""
+    if not wrong.any():
+        return
+    image, position = np.argwhere(wrong)[0]
+    value = int(labels[image, position])
+    hint = " The ids look 1-based: subtract 1." if value == num_labels else ""
+    raise ValueError(
+        f"class_labels[{image}] contains {value}, allowed are 0..{num_labels - 1} ({num_labels} labels).{hint}"
+    )
+
+
+def check_finite(finite: np.ndarray) -> None:
+    """The rows of `finite` (R, B): class logits, mask logits, targets, whether targets lie in 0..1, objectness."""
+    for row, what in ((0, "class logits"), (1, "mask logits"), (2, "mask_labels"), (4, "objectness logits")):
+        if row < len(finite) and not finite[row].all():
+            image = int(np.argmin(finite[row]))
+            raise FloatingPointError(
+                f"Non-finite {what} for image {image} of the batch. Look at this image and its targets; if they are "
+                "sound, lower the learning rate or train in float32."
+            )
+    if not finite[3].all():
+        raise ValueError(
+            f"mask_labels[{int(np.argmin(finite[3]))}] has values outside 0..1; masks are 0 or 1, and 0 in padding (a "
+            "void value such as 255 is none: leave those pixels 0)."
+        )
+
+
+def warn_if_more_targets(counts: list[int], num_queries: int) -> None:
+    """One warning a process: surplus targets have no query to learn them."""
+    if max(counts, default=0) > num_queries:
+        image = int(np.argmax(counts))
+        logger.warning_once(
+            f"Image {image} of a batch has {counts[image]} targets for {num_queries} queries: the worst matching "
+            f"{counts[image] - num_queries} are left out of the loss. Raise num_queries."
+        )

@@ -29,16 +29,21 @@ class Attention(nn.Module):
         value: Tensor,
         *,
         key_padding: Tensor | None = None,
+        blocked: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`query` (B, Q, C), `key` and `value` (B, L, C), `key_padding` (B, L) True where a key is padding.
 
+        `blocked` (B, Q, L) is True where a query must not look; each query needs at least one key to look at.
         Returns the attended values (B, Q, C) and, if asked for, the attention weights (B, heads, Q, L).
         """
         q = self._split(self.query(query))
         k = self._split(self.key(key))
         v = self._split(self.value(value))
         mask = None if key_padding is None else ~key_padding[:, None, None, :]  # (B, 1, 1, L), True = may attend
+        if blocked is not None:
+            open_keys = ~blocked[:, None]  # (B, 1, Q, L)
+            mask = open_keys if mask is None else mask & open_keys
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -96,11 +101,20 @@ class TransformerEncoderLayer(GradientCheckpointingLayer):
 
 
 class ConvNormActivation(nn.Module):
-    """Convolution without bias, group norm and, unless switched off, ReLU."""
+    """Convolution, group norm and, unless switched off, ReLU; without a bias unless asked for."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int, activation: bool = True) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int,
+        activation: bool = True,
+        bias: bool = False,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
         self.norm = nn.GroupNorm(group_count(out_dim), out_dim)
         self.activation = nn.ReLU() if activation else nn.Identity()
 

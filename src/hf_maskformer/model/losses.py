@@ -51,6 +51,18 @@ def pairwise_mask_costs(
     return focal, 1 - (2 * overlap + 1) / (areas + 1)
 
 
+def pairwise_point_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy (mean over points) and dice cost of every pair: (B, Q, P), (B, N, P) -> twice (B, Q, N)."""
+    targets_by_point = targets.transpose(1, 2)  # (B, P, N)
+    # -log(1 - p) is softplus(x), and -log p is softplus(x) - x.
+    outside = F.softplus(logits).sum(-1, keepdim=True)  # (B, Q, 1)
+    cross_entropy = (outside - torch.bmm(logits, targets_by_point)) / logits.shape[-1]
+    probabilities = logits.sigmoid()
+    overlap = torch.bmm(probabilities, targets_by_point)
+    areas = probabilities.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :]
+    return cross_entropy, 1 - (2 * overlap + 1) / (areas + 1)
+
+
 def class_loss(logits: Tensor, targets: Tensor, *, no_object_weight: float) -> Tensor:
     """Weighted cross-entropy of every query: (..., K + 1), (...) -> (...); class K is "no object"."""
     weights = logits.new_ones(logits.shape[-1])

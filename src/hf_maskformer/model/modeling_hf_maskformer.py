@@ -1,4 +1,4 @@
-"""The one place where a configuration becomes parts: `HfMaskFormerModel`, `HfMaskFormerForUniversalSegmentation`.
+"""`HfMaskFormerModel` and `HfMaskFormerForUniversalSegmentation`: parts by contract, put together in `assembly.py`.
 
 Contracts between the parts (letters: B batch, Q queries, N segments, C channels, E embedding, K classes):
     backbone:       pixel_values -> list of (B, C_l, H/s_l, W/s_l), fine to coarse
@@ -19,115 +19,23 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
+from .assembly import (
+    build_backbone,
+    build_class_head,
+    build_criterion,
+    build_mask_head,
+    build_pixel_decoder,
+    build_query_decoder,
+)
 from .backbone import Backbone
-from .class_head import LinearClassHead
 from .configuration_hf_maskformer import HfMaskFormerConfig
-from .criterion import Criterion, loss_normalizer
+from .criterion import loss_normalizer
 from .initialization import initialize
 from .input_checks import check_inputs, check_targets, refuse_unknown_arguments
-from .mask_head import AnchoredDotProductMaskHead, DotProductMaskHead, LocatedDotProductMaskHead
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
-from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
-from .query_decoder_anchored import AnchoredQueryDecoder
-from .query_decoder_standard import LayerPrediction, StandardQueryDecoder
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Wiring: configuration -> parts
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def build_backbone(config: HfMaskFormerConfig) -> Backbone:
-    return Backbone(
-        config.backbone_config,
-        neck=config.backbone_neck,
-        neck_dim=config.pixel_decoder_dim,
-        freeze_batch_norm=config.backbone_freeze_batch_norm,
-        num_channels=config.num_channels,
-    )
-
-
-def _fpn(config: HfMaskFormerConfig, channels: list[int]) -> FpnPixelDecoder:
-    return FpnPixelDecoder(channels, dim=config.pixel_decoder_dim, mask_dim=config.mask_dim)
-
-
-def _fpn_transformer(config: HfMaskFormerConfig, channels: list[int]) -> TransformerFpnPixelDecoder:
-    sizes = _fields(config, "pixel_decoder", "dim", "layers", "heads", "ffn_dim", "dropout")
-    return TransformerFpnPixelDecoder(channels, mask_dim=config.mask_dim, **sizes)
-
-
-def _standard_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) -> StandardQueryDecoder:
-    return StandardQueryDecoder(
-        memory_channels, num_queries=config.num_queries, **_fields(config, "query_decoder", *QUERY_DECODER_FIELDS)
-    )
-
-
-def _anchored_decoder(config: HfMaskFormerConfig, memory_channels: list[int]) -> AnchoredQueryDecoder:
-    return AnchoredQueryDecoder(
-        memory_channels,
-        mask_dim=config.mask_dim,
-        num_queries=config.num_queries,
-        num_stuff=config.num_labels - len(config.thing_label_ids or ()),
-        **_fields(config, "query_decoder", *QUERY_DECODER_FIELDS),
-    )
-
-
-def _linear_class_head(config: HfMaskFormerConfig) -> LinearClassHead:
-    return LinearClassHead(config.query_decoder_dim, num_labels=config.num_labels)
-
-
-def _mask_head(head: type[DotProductMaskHead], config: HfMaskFormerConfig) -> DotProductMaskHead:
-    return head(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
-
-
-def _fields(config: HfMaskFormerConfig, part: str, *names: str) -> dict[str, Any]:
-    """The fields `part_name` of the configuration by their names within the part."""
-    return {name: getattr(config, f"{part}_{name}") for name in names}
-
-
-QUERY_DECODER_FIELDS = (
-    "dim",
-    "layers",
-    "heads",
-    "ffn_dim",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "activation",
-    "memory_stride",
-)
-PIXEL_DECODERS = {"fpn": _fpn, "fpn_transformer": _fpn_transformer}
-QUERY_DECODERS = {"standard": _standard_decoder, "anchored": _anchored_decoder}
-CLASS_HEADS = {"linear": _linear_class_head}
-MASK_HEADS = {
-    "dot_product": DotProductMaskHead,
-    "located_dot_product": LocatedDotProductMaskHead,
-    "anchored_dot_product": AnchoredDotProductMaskHead,
-}
-
-
-def build_criterion(config: HfMaskFormerConfig) -> Criterion:
-    return Criterion(
-        num_labels=config.num_labels,
-        matcher=config.matcher,
-        class_weight=config.loss_class_weight,
-        mask_weight=config.loss_mask_weight,
-        dice_weight=config.loss_dice_weight,
-        pixel_weight=config.loss_pixel_weight,
-        no_object_weight=config.loss_no_object_weight,
-        class_cost=config.matcher_class_cost,
-        mask_cost=config.matcher_mask_cost,
-        dice_cost=config.matcher_dice_cost,
-        focal_alpha=config.loss_focal_alpha,
-        focal_gamma=config.loss_focal_gamma,
-        location_cost=config.matcher_location_cost,
-        matched_layers=config.matcher_layers,
-        resolution=config.criterion_resolution,
-        objectness_weight=config.loss_objectness_weight,
-        one_to_many_weight=config.loss_one_to_many_weight,
-        thing_label_ids=config.thing_label_ids or (),
-    )
-
+from .point_criterion import PointCriterion
+from .query_decoder_standard import LayerPrediction
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
@@ -145,7 +53,9 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = [
         "StandardQueryDecoderLayer",
+        "MaskedQueryDecoderLayer",
         "TransformerEncoderLayer",
+        "DeformableEncoderLayer",
         "CheckpointedResNetStage",
     ]
 
@@ -207,18 +117,27 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         super().__init__(config)
         config.validate_consistency()
         self.backbone = build_backbone(config)
-        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
-        self.query_decoder = QUERY_DECODERS[config.query_decoder](config, self.pixel_decoder.memory_channels)
-        self.class_head = CLASS_HEADS[config.class_head](config)
-        self.mask_head = _mask_head(MASK_HEADS[config.mask_head], config)
+        self.pixel_decoder = build_pixel_decoder(config, self.backbone.channels)
+        self.query_decoder = build_query_decoder(config, self.pixel_decoder.memory_channels)
+        self.class_head = build_class_head(config)
+        self.mask_head = build_mask_head(config)
         self.post_init()
         if config.backbone_freeze_batch_norm:
             self.backbone.freeze_batch_norm_affine()
 
     def predict(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None, *, all_layers: bool, need_weights: bool = False
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        *,
+        all_layers: bool,
+        need_weights: bool = False,
+        full_masks: bool = True,
     ) -> tuple[list[LayerPrediction], Tensor]:
-        """Predictions of all layers (or of the last) and the per-pixel embedding (B, E, H/4, W/4)."""
+        """Predictions of all layers (or of the last) and the per-pixel embedding (B, E, H/4, W/4).
+
+        With `full_masks` False a decoder whose masks the loss makes itself leaves out those of the earlier layers.
+        """
         check_inputs(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         padding = None if pixel_mask is None else pixel_mask == 0
         features = self.backbone(pixel_values.to(self.dtype))
@@ -231,6 +150,7 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
             mask_head=self.mask_head,
             all_layers=all_layers,
             need_weights=need_weights,
+            **({} if full_masks else {"full_masks": False}),
         )
         return predictions, mask_features
 
@@ -273,6 +193,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         self.model = HfMaskFormerModel(config)
         self.pixel_classifier = nn.Conv2d(config.mask_dim, config.num_labels, 1) if config.loss_pixel_weight else None
         self.criterion = build_criterion(config)
+        self.on_points = isinstance(self.criterion, PointCriterion)
         self.post_init()
 
     def forward(
@@ -282,6 +203,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         mask_labels: Sequence[Tensor] | None = None,
         class_labels: Sequence[Tensor] | None = None,
         loss_normalizer: Tensor | None = None,
+        point_seeds: Tensor | None = None,
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -297,6 +219,8 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             class_labels: B tensors (N_i,) int64.
             loss_normalizer: (3,) from `model.loss_normalizer(...)` for a whole accumulation window; None: this batch,
                 summed over processes.
+            point_seeds: (B,) int64, of this step's random points in each image (`criterion: points`); None: torch's
+                global generator.
             output_auxiliary_logits: Return the earlier layers' logits too.
 
         Raises:
@@ -313,12 +237,13 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             pixel_mask,
             all_layers=bool(supervise_all or hidden or weights or output_auxiliary_logits),
             need_weights=bool(weights),
+            full_masks=bool(output_auxiliary_logits) or self.config.query_decoder != "masked" or not self.on_points,
         )
         loss, loss_dict, layer_losses = None, None, None
         if mask_labels is not None and class_labels is not None:
             supervised = predictions if self.config.loss_auxiliary else predictions[-1:]
             loss, loss_dict, layer_losses = self._loss(
-                supervised, mask_features, pixel_mask, mask_labels, class_labels, loss_normalizer
+                supervised, mask_features, pixel_mask, mask_labels, class_labels, loss_normalizer, point_seeds
             )
         output = HfMaskFormerForUniversalSegmentationOutput(
             loss=loss,
@@ -359,24 +284,31 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
         normalizer: Tensor | None,
+        point_seeds: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if normalizer is None:
             # A collective call outside training would hang when processes evaluate different numbers of batches.
             normalizer = self.loss_normalizer(class_labels, reduce=self.training)
+        labels: dict[str, Any] = {
+            "mask_labels": mask_labels,
+            "class_labels": class_labels,
+            "pixel_mask": pixel_mask,
+            "pixel_logits": None if self.pixel_classifier is None else self.pixel_classifier(mask_features),
+            "normalizer": normalizer,
+        }
+        if self.on_points:
+            labels |= {"mask_features": mask_features, "mask_head": self.model.mask_head, "point_seeds": point_seeds}
+            return self.criterion(predictions, **labels)
         return self.criterion(
             [layer.class_logits for layer in predictions],
             [layer.mask_logits for layer in predictions],
-            mask_labels=mask_labels,
-            class_labels=class_labels,
-            pixel_mask=pixel_mask,
-            pixel_logits=None if self.pixel_classifier is None else self.pixel_classifier(mask_features),
-            normalizer=normalizer,
             anchors=predictions[-1].anchors,
             objectness=predictions[-1].objectness,
+            **labels,
         )
 
 
-def _auxiliary_logits(predictions: list[LayerPrediction]) -> list[dict[str, Tensor]]:
+def _auxiliary_logits(predictions: list[LayerPrediction]) -> list[dict[str, Any]]:
     return [
         {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}
         for layer in predictions[:-1]

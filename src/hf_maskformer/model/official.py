@@ -1,8 +1,9 @@
-"""Names of transformers' `maskformer` checkpoints <-> ours: configuration fields and weights, as tables.
+"""Checkpoints of transformers' `maskformer` and `mask2former` <-> ours: configurations, weights, files.
 
-The tables relate names *in the files* (safetensors keys, config.json fields); names in memory change between
-transformers versions. Files are opened by our own code and handed on as a state dict, because transformers' key
-mappings are reversed on the next save, which would write our checkpoint under foreign names.
+The tables (`official_maskformer.py`, `official_mask2former.py`) relate names *in the files* (safetensors keys,
+config.json fields); names in memory change between transformers versions. Files are opened by our own code and handed
+on as a state dict, because transformers' key mappings are reversed on the next save, which would write our checkpoint
+under foreign names.
 """
 
 import re
@@ -13,42 +14,23 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import MaskFormerConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
+
+from .official_format import OfficialFormat
+from .official_mask2former import MASK2FORMER
+from .official_maskformer import MASKFORMER
 
 logger = logging.get_logger(__name__)
 
-OFFICIAL_MODEL_TYPES = ("maskformer",)
+FORMATS = {table.model_type: table for table in (MASKFORMER, MASK2FORMER)}
 OUR_MODEL_TYPE = "hf_maskformer"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
-# official field -> our fields
-CONFIG_FIELDS = {
-    "fpn_feature_size": ("pixel_decoder_dim",),
-    "mask_feature_size": ("mask_dim",),
-    "no_object_weight": ("loss_no_object_weight",),
-    "cross_entropy_weight": ("loss_class_weight",),
-    "mask_weight": ("loss_mask_weight", "matcher_mask_cost"),
-    "dice_weight": ("loss_dice_weight", "matcher_dice_cost"),
-    "use_auxiliary_loss": ("loss_auxiliary",),
-    "init_std": ("init_std",),
-}
-DECODER_FIELDS = {
-    "d_model": ("query_decoder_dim",),
-    "decoder_layers": ("query_decoder_layers",),
-    "decoder_attention_heads": ("query_decoder_heads",),
-    "decoder_ffn_dim": ("query_decoder_ffn_dim",),
-    "dropout": ("query_decoder_dropout",),
-    "attention_dropout": ("query_decoder_attention_dropout",),
-    "activation_dropout": ("query_decoder_activation_dropout",),
-    "activation_function": ("query_decoder_activation",),
-    "num_queries": ("num_queries",),
-}
 # Fields that say the same in both.
 SHARED_FIELDS = ("id2label", "label2id", "dtype", "torch_dtype", "num_labels")
 # Fields that can be left out only at these values: another value would change the model.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "backbone": (None,),
     "backbone_kwargs": (None, {}),
     "use_timm_backbone": (None, False),
     "use_pretrained_backbone": (None, False),
@@ -57,59 +39,19 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "output_hidden_states": (None, False),
     "return_dict": (None, True),
     "chunk_size_feed_forward": (None, 0),
-    "init_xavier_std": (1, 1.0),
 }
-# Fields without influence on the model: names, versions, and what MaskFormerConfig derives from its decoder.
+# Fields without influence on the model: names, versions, and what the classes derive from their decoder.
 WITHOUT_INFLUENCE = {
     *("_name_or_path", "architectures", "model_type", "transformers_version", "problem_type", "is_encoder_decoder"),
-    *("num_attention_heads", "num_hidden_layers", "hidden_size", "_commit_hash", "label_ids_to_fuse"),
+    *("num_hidden_layers", "hidden_size", "_commit_hash", "label_ids_to_fuse", "backbone_config", "decoder_config"),
 }
-OFFICIAL_DEFAULTS: dict[str, Any] = {
-    **{"fpn_feature_size": 256, "mask_feature_size": 256, "no_object_weight": 0.1, "cross_entropy_weight": 1.0},
-    **{"mask_weight": 20.0, "dice_weight": 1.0, "use_auxiliary_loss": False, "init_std": 0.02},
-}
-OFFICIAL_DECODER_DEFAULTS: dict[str, Any] = {
-    **{"d_model": 256, "decoder_layers": 6, "decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "dropout": 0.1},
-    **{"attention_dropout": 0.0, "activation_dropout": 0.0, "activation_function": "relu", "num_queries": 100},
-}
+# Sizes that two parts of ours have each, and the official model once.
+STRUCTURAL = {"num_attention_heads"}
 
 _BACKBONE = "model.pixel_level_module.encoder."
-_LAYER = r"model\.transformer_module\.decoder\.layers\.(\d+)\."
-# (pattern of the official name, ours). The first match counts; the reverse direction is derived, see `_reverse`.
-WEIGHT_NAMES = [
-    (r"model\.pixel_level_module\.decoder\.fpn\.stem\.0\.", "model.pixel_decoder.stem.conv."),
-    (r"model\.pixel_level_module\.decoder\.fpn\.stem\.1\.", "model.pixel_decoder.stem.norm."),
-    (r"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d+)\.proj\.0\.", r"model.pixel_decoder.laterals.\1.conv."),
-    (r"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d+)\.proj\.1\.", r"model.pixel_decoder.laterals.\1.norm."),
-    (r"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d+)\.block\.0\.", r"model.pixel_decoder.outputs.\1.conv."),
-    (r"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d+)\.block\.1\.", r"model.pixel_decoder.outputs.\1.norm."),
-    (r"model\.pixel_level_module\.decoder\.mask_projection\.", "model.pixel_decoder.mask_projection."),
-    (r"model\.transformer_module\.queries_embedder\.", "model.query_decoder.query_positions."),
-    (r"model\.transformer_module\.input_projection\.", "model.query_decoder.input_projection."),
-    (r"model\.transformer_module\.decoder\.layernorm\.", "model.query_decoder.norm."),
-    (_LAYER + r"self_attn\.q_proj\.", r"model.query_decoder.layers.\1.self_attention.query."),
-    (_LAYER + r"self_attn\.k_proj\.", r"model.query_decoder.layers.\1.self_attention.key."),
-    (_LAYER + r"self_attn\.v_proj\.", r"model.query_decoder.layers.\1.self_attention.value."),
-    (_LAYER + r"self_attn\.out_proj\.", r"model.query_decoder.layers.\1.self_attention.output."),
-    (_LAYER + r"self_attn_layer_norm\.", r"model.query_decoder.layers.\1.self_attention_norm."),
-    (_LAYER + r"encoder_attn\.q_proj\.", r"model.query_decoder.layers.\1.cross_attention.query."),
-    (_LAYER + r"encoder_attn\.k_proj\.", r"model.query_decoder.layers.\1.cross_attention.key."),
-    (_LAYER + r"encoder_attn\.v_proj\.", r"model.query_decoder.layers.\1.cross_attention.value."),
-    (_LAYER + r"encoder_attn\.out_proj\.", r"model.query_decoder.layers.\1.cross_attention.output."),
-    (_LAYER + r"encoder_attn_layer_norm\.", r"model.query_decoder.layers.\1.cross_attention_norm."),
-    (_LAYER + r"fc1\.", r"model.query_decoder.layers.\1.feed_forward.expand."),
-    (_LAYER + r"fc2\.", r"model.query_decoder.layers.\1.feed_forward.contract."),
-    (_LAYER + r"final_layer_norm\.", r"model.query_decoder.layers.\1.feed_forward_norm."),
-    (r"class_predictor\.", "model.class_head.projection."),
-    (r"mask_embedder\.(\d+)\.0\.", r"model.mask_head.embedding.layers.\1."),
-]
-# Swin inside MaskFormer wraps the model in `model.` and numbers its output norms from 0; ours count stages from 1.
-_SWIN_NORM = r"model\.pixel_level_module\.encoder\.hidden_states_norms\.(\d+)\."
-SWIN_NAMES = [
-    (r"model\.pixel_level_module\.encoder\.model\.(embeddings|encoder)\.", r"model.backbone.body.\1."),
-    (r"model\.pixel_level_module\.encoder\.model\.layernorm\.", "model.backbone.body.swin.layernorm."),
-]
 PLAIN_BACKBONE_NAMES = [(r"model\.pixel_level_module\.encoder\.", "model.backbone.body.")]
+# Swin's output norms where the official format numbers them from 0; ours count stages from 1.
+_NORM_FROM_ZERO = r"model\.pixel_level_module\.encoder\.hidden_states_norms\.(\d+)\."
 # In official files, not in ours: buffers that are recomputed.
 DROPPED = re.compile(r"criterion\.empty_weight|.*\.relative_position_index")
 # Swin's last norm: never used where every stage has its own, and not present in every transformers version.
@@ -122,8 +64,8 @@ UNUSED_NORM = "backbone.body.swin.layernorm."
 
 
 def is_official_config(config_dict: dict[str, Any]) -> bool:
-    """Whether a config.json is transformers' own MaskFormer."""
-    return config_dict.get("model_type") in OFFICIAL_MODEL_TYPES
+    """Whether a config.json is transformers' own MaskFormer or Mask2Former."""
+    return config_dict.get("model_type") in FORMATS
 
 
 def translate_config(official: dict[str, Any]) -> dict[str, Any]:
@@ -132,28 +74,30 @@ def translate_config(official: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: A field that has no counterpart has a value that would change the model.
     """
-    ours: dict[str, Any] = {"model_type": OUR_MODEL_TYPE, "pixel_decoder": "fpn", "image_size": [512, 512]}
+    table = FORMATS[official["model_type"]]
+    ours: dict[str, Any] = {"model_type": OUR_MODEL_TYPE, **table.parts, "image_size": [512, 512]}
     decoder = dict(official.get("decoder_config") or {})
     if decoder.get("model_type", "detr") not in ("detr", "maskformer_detr"):
         raise ValueError(f"decoder_config.model_type {decoder['model_type']!r} cannot be read; allowed is 'detr'.")
-    ours["backbone_config"] = _translate_backbone(official.get("backbone_config"))
-    for field, default in OFFICIAL_DEFAULTS.items():
-        ours.update(dict.fromkeys(CONFIG_FIELDS[field], official.get(field, default)))
-    for field, default in OFFICIAL_DECODER_DEFAULTS.items():
-        ours.update(dict.fromkeys(DECODER_FIELDS[field], decoder.get(field, default)))
+    ours["backbone_config"] = _translate_backbone(official.get("backbone_config") or table.default_backbone)
+    for field, default in table.defaults.items():
+        value = official.get(field, default)
+        offset = table.offsets.get(field)
+        ours.update(dict.fromkeys(table.fields[field], value if offset is None else value - offset))
+    for field, default in table.decoder_defaults.items():
+        ours.update(dict.fromkeys(table.decoder_fields[field], decoder.get(field, default)))
     ours.update({field: official[field] for field in SHARED_FIELDS if official.get(field) is not None})
-    known = {*CONFIG_FIELDS, *SHARED_FIELDS, *WITHOUT_INFLUENCE, "backbone_config", "decoder_config"}
+    neutral = {**NEUTRAL_VALUES, **table.neutral_values}
+    known = {*table.fields, *SHARED_FIELDS, *WITHOUT_INFLUENCE}
+    if table.decoder_fields:  # derived from the decoder
+        known.add("num_attention_heads")
     for field, value in official.items():
-        if field in known or value in NEUTRAL_VALUES.get(field, ()):
-            continue
-        raise ValueError(f"Official field {field!r} = {value!r} has no counterpart in HfMaskFormerConfig.")
+        if field not in known and value not in neutral.get(field, ()):
+            raise ValueError(f"Official field {field!r} = {value!r} has no counterpart in HfMaskFormerConfig.")
     return ours
 
 
-def _translate_backbone(backbone: dict[str, Any] | None) -> dict[str, Any]:
-    if backbone is None:  # MaskFormerConfig's default: Swin-B
-        backbone = {"model_type": "swin", "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
-        backbone |= {"window_size": 12, "image_size": 384, "drop_path_rate": 0.3}
+def _translate_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
     backbone = dict(backbone)
     if backbone.get("model_type") in ("swin", "maskformer-swin"):
         backbone |= {"model_type": "swin", "out_features": STAGES}
@@ -161,13 +105,19 @@ def _translate_backbone(backbone: dict[str, Any] | None) -> dict[str, Any]:
     return backbone
 
 
+def format_for(config: PreTrainedConfig) -> OfficialFormat:
+    """The format whose decoder this configuration has; ValueError names what plain transformers lacks."""
+    for table in FORMATS.values():
+        if table.parts["query_decoder"] == config.query_decoder:
+            return table
+    allowed = " or ".join(repr(table.parts["query_decoder"]) for table in FORMATS.values())
+    raise ValueError(f"save_official: query_decoder is {config.query_decoder!r}, transformers has only {allowed}.")
+
+
 def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
     """Our configuration -> the official dictionary; ValueError names the part that plain transformers lacks."""
-    required = {
-        **{"pixel_decoder": "fpn", "query_decoder": "standard", "mask_head": "dot_product", "class_head": "linear"},
-        **{"mask_head_layers": 3, "class_activation": "softmax", "query_decoder_memory_stride": 32},
-    }
-    for field, value in required.items():
+    table = format_for(config)
+    for field, value in table.parts.items():
         if getattr(config, field) != value:
             raise ValueError(f"save_official: {field} is {getattr(config, field)!r}, transformers has only {value!r}.")
     if config.pixel_decoder_dim % 32:
@@ -177,28 +127,31 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
     backbone = config.backbone_config
     if backbone.model_type not in ("resnet", "swin"):
         raise ValueError(
-            f"save_official: backbone {backbone.model_type!r}; transformers' MaskFormer has resnet and swin."
+            f"save_official: backbone {backbone.model_type!r}; transformers' {table.model_type} has resnet and swin."
         )
-    published = {
-        "criterion_resolution": "target",
-        "loss_pixel_weight": 0,
-        "matcher": "hungarian",
-        "matcher_layers": "each",
-    }
-    lost = sorted(field for field, value in published.items() if getattr(config, field) != value)
+    lost = {field for field, value in table.training_only.items() if getattr(config, field) != value}
+    for field, ours in {**table.fields, **table.decoder_fields}.items():
+        values = {name: getattr(config, name) for name in ours}
+        differing = {name for name, value in values.items() if value != values[ours[0]]}
+        if differing and field in STRUCTURAL:
+            raise ValueError(f"save_official: transformers has one {field} for {values}; make them equal.")
+        lost |= differing
     if lost:
         logger.warning(
-            f"save_official: {', '.join(lost)} matter in training only and have no place in official files."
+            f"save_official: {', '.join(sorted(lost))} matter in training only and have no place in official files."
         )
-    official = {field: getattr(config, ours[0]) for field, ours in CONFIG_FIELDS.items()}
-    decoder = {field: getattr(config, ours[0]) for field, ours in DECODER_FIELDS.items()}
-    labels = {"id2label": config.id2label, "label2id": config.label2id}
-    return {
-        **official,
-        **labels,
-        "backbone_config": backbone.to_dict(),
-        "decoder_config": {"model_type": "detr", **decoder},
+    official = {
+        field: getattr(config, ours[0]) + table.offsets.get(field, 0)
+        if field in table.offsets
+        else getattr(config, ours[0])
+        for field, ours in table.fields.items()
     }
+    labels = {"id2label": config.id2label, "label2id": config.label2id}
+    official = {**official, **labels, "backbone_config": backbone.to_dict()}
+    if table.decoder_fields:
+        decoder = {field: getattr(config, ours[0]) for field, ours in table.decoder_fields.items()}
+        official["decoder_config"] = {"model_type": "detr", **decoder}
+    return official
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,30 +159,61 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def rename_official_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, Tensor]:
+def rename_official_weights(weights: dict[str, Tensor], table: OfficialFormat, *, swin: bool) -> dict[str, Tensor]:
     """Official file names -> ours.
 
     Raises:
         ValueError: A name that no row of the tables knows.
     """
     renamed = {}
-    for name, tensor in weights.items():
-        if DROPPED.fullmatch(name):
-            continue
-        renamed[_our_name(name, swin=swin)] = tensor
+    for name, tensor in _split_attention(weights, table.joint_attention).items():
+        if not DROPPED.fullmatch(name):
+            renamed[_our_name(name, table, swin=swin)] = tensor
     return renamed
 
 
-def _our_name(name: str, *, swin: bool) -> str:
-    norm = re.match(_SWIN_NORM, name)
-    if swin and norm:
+def _our_name(name: str, table: OfficialFormat, *, swin: bool) -> str:
+    norm = re.match(_NORM_FROM_ZERO, name) if swin and table.counts_norms_from_zero else None
+    if norm:
         return f"model.backbone.body.hidden_states_norms.stage{int(norm[1]) + 1}." + name[norm.end() :]
-    rows = WEIGHT_NAMES + (SWIN_NAMES if swin else PLAIN_BACKBONE_NAMES)
-    for pattern, ours in rows:
+    for pattern, ours in _rows(table, swin=swin):
         renamed, count = re.subn("^" + pattern, ours, name)
         if count:
             return renamed
     raise ValueError(f"The official checkpoint has a weight {name!r} that no table of official.py knows.")
+
+
+def _rows(table: OfficialFormat, *, swin: bool) -> list[tuple[str, str]]:
+    return table.weight_names + ((table.swin_names if swin else []) or PLAIN_BACKBONE_NAMES)
+
+
+def _split_attention(weights: dict[str, Tensor], joint: str | None) -> dict[str, Tensor]:
+    """One matrix of query, key and value (torch's MultiheadAttention) as the three that other layers store."""
+    split = {}
+    for name, tensor in weights.items():
+        found = re.fullmatch(joint, name) if joint else None
+        if found is None:
+            split[name] = tensor
+        else:
+            split |= {
+                f"{found[1]}{part}_proj.{found[2]}": rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)
+            }
+    return split
+
+
+def _join_attention(weights: dict[str, Tensor], joint: str | None) -> dict[str, Tensor]:
+    """The inverse of `_split_attention`."""
+    if joint is None:
+        return weights
+    joined = {}
+    for name, tensor in weights.items():
+        query = re.fullmatch(r"(.*\.)q_proj\.(weight|bias)", name)
+        if query and re.fullmatch(joint, f"{query[1]}in_proj_{query[2]}"):
+            parts = [weights[f"{query[1]}{part}_proj.{query[2]}"] for part in "qkv"]
+            joined[f"{query[1]}in_proj_{query[2]}"] = torch.cat(parts)
+        elif not re.fullmatch(joint, re.sub(r"[kv]_proj\.", "in_proj_", name)):
+            joined[name] = tensor
+    return joined
 
 
 def _reverse(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -243,15 +227,15 @@ def _reverse(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return reversed_rows
 
 
-def rename_our_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, Tensor]:
+def rename_our_weights(weights: dict[str, Tensor], table: OfficialFormat, *, swin: bool) -> dict[str, Tensor]:
     """Our file names -> official ones; the training-only per-pixel classifier is left out."""
-    rows = _reverse(WEIGHT_NAMES + (SWIN_NAMES if swin else PLAIN_BACKBONE_NAMES))
+    rows = _reverse(_rows(table, swin=swin))
     renamed = {}
     for name, tensor in weights.items():
         norm = re.match(r"model\.backbone\.body\.hidden_states_norms\.stage(\d+)\.", name)
         if name.startswith("pixel_classifier."):
             continue
-        if swin and norm:
+        if swin and norm and table.counts_norms_from_zero:
             renamed[f"{_BACKBONE}hidden_states_norms.{int(norm[1]) - 1}." + name[norm.end() :]] = tensor
             continue
         for pattern, official in rows:
@@ -261,7 +245,7 @@ def rename_our_weights(weights: dict[str, Tensor], *, swin: bool) -> dict[str, T
                 break
         else:
             raise ValueError(f"save_official: the weight {name!r} has no official name.")
-    return renamed
+    return _join_attention(renamed, table.joint_attention)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,14 +269,14 @@ def official_source(source: str | Path, **kwargs: Any) -> dict[str, Any] | None:
         )
     config_dict, _ = PreTrainedConfig.get_config_dict(source, **hub)
     model_type = config_dict.get("model_type")
-    if model_type not in (*OFFICIAL_MODEL_TYPES, OUR_MODEL_TYPE):
+    if model_type not in (*FORMATS, OUR_MODEL_TYPE):
         raise ValueError(
             f"{source} holds a {model_type!r} model; hf_maskformer reads {OUR_MODEL_TYPE!r} and official "
-            f"{', '.join(map(repr, OFFICIAL_MODEL_TYPES))} checkpoints."
+            f"{', '.join(map(repr, FORMATS))} checkpoints."
         )
     if _weight_files(source, hub) is None:
         raise ValueError(_no_safetensors(source, hub))
-    return config_dict if model_type in OFFICIAL_MODEL_TYPES else None
+    return config_dict if model_type in FORMATS else None
 
 
 def _weight_files(source: str | Path, hub: dict[str, Any]) -> list[str] | None:
@@ -331,11 +315,15 @@ def load_official(
     weights: dict[str, Tensor] = {}
     for file in _weight_files(source, hub) or ():
         weights.update(load_file(file))
-    renamed = rename_official_weights(weights, swin=config.backbone_config.model_type == "swin")
+    swin = config.backbone_config.model_type == "swin"
+    renamed = rename_official_weights(weights, FORMATS[config_dict["model_type"]], swin=swin)
     with torch.device("meta"):
-        has_unused_norm = any(UNUSED_NORM in name for name in cls(config).state_dict())
-    if not has_unused_norm:
+        unused_norm = {name: value.shape for name, value in cls(config).state_dict().items() if UNUSED_NORM in name}
+    if not unused_norm:
         renamed = {name: tensor for name, tensor in renamed.items() if UNUSED_NORM not in name}
+    for name, shape in unused_norm.items():  # not in every file, and nothing depends on it
+        full_name = name if name.startswith("model.") else f"model.{name}"
+        renamed.setdefault(full_name, torch.ones(shape) if name.endswith("weight") else torch.zeros(shape))
     if cls.base_model_prefix and not hasattr(cls, "loss_normalizer"):  # the base model's names have no prefix
         renamed = {name.removeprefix("model."): tensor for name, tensor in renamed.items()}
     return cls.from_pretrained(None, config=config, state_dict=renamed, **kwargs)
@@ -345,31 +333,31 @@ def save_official(model: Any, save_directory: str | Path, *, image_processor: An
     """Write config.json, model.safetensors and, given a processor, preprocessor_config.json, in transformers' form."""
     if not hasattr(model, "loss_normalizer"):
         raise ValueError("save_official needs HfMaskFormerForUniversalSegmentation, the model with its heads.")
-    official_config = untranslate_config(model.config)
+    official_config, table = untranslate_config(model.config), format_for(model.config)
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:  # names in files differ from names in memory
         model.save_pretrained(scratch, max_shard_size="1000GB")
         weights = load_file(Path(scratch) / SAFE_WEIGHTS_NAME)
-    renamed = rename_our_weights(weights, swin=model.config.backbone_config.model_type == "swin")
+    renamed = rename_our_weights(weights, table, swin=model.config.backbone_config.model_type == "swin")
     class_weight = torch.ones(model.config.num_labels + 1)
     class_weight[-1] = model.config.loss_no_object_weight
     renamed["criterion.empty_weight"] = class_weight
     if model.config.backbone_config.model_type == "swin":
         width = model.model.backbone.channels[-1]
-        renamed.setdefault(f"{_BACKBONE}model.layernorm.weight", torch.ones(width))
-        renamed.setdefault(f"{_BACKBONE}model.layernorm.bias", torch.zeros(width))
+        renamed.setdefault(f"{table.last_norm}weight", torch.ones(width))
+        renamed.setdefault(f"{table.last_norm}bias", torch.zeros(width))
         tables = {name: tensor for name, tensor in renamed.items() if name.endswith("relative_position_bias_table")}
-        for name, table in tables.items():
-            renamed[name.replace("bias_table", "index")] = relative_position_index(table)
+        for name, biases in tables.items():
+            renamed[name.replace("bias_table", "index")] = relative_position_index(biases)
     save_file(
         {name: tensor.contiguous() for name, tensor in renamed.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"}
     )
-    exported = MaskFormerConfig(**official_config)
-    exported.architectures = ["MaskFormerForInstanceSegmentation"]
+    exported = table.config_class(**official_config)
+    exported.architectures = [table.architecture]
     exported.save_pretrained(folder)
     if image_processor is not None:
-        image_processor.save_official(folder)
+        image_processor.save_official(folder, table.image_processor)
 
 
 def relative_position_index(table: Tensor) -> Tensor:

@@ -89,15 +89,19 @@ def rename_old(fields: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def to_official(settings: Mapping[str, Any], num_labels: int | None) -> dict[str, Any]:
-    """Translate our settings to the preprocessor_config.json of transformers' MaskFormerImageProcessor.
+def to_official(
+    settings: Mapping[str, Any], num_labels: int | None, *, kind: str = "MaskFormerImageProcessor"
+) -> dict[str, Any]:
+    """Translate our settings to the preprocessor_config.json of transformers' processor class `kind`.
 
     Task, label names and thresholds have no place there: transformers takes them from the model's config or from the
-    call. `intensity_range`, `do_pad=False` and sigmoid class scores would change results silently: ValueError.
+    call. `intensity_range`, `do_pad=False`, sigmoid class scores and mask-wise merging would change results silently:
+    ValueError.
     """
-    for key, allowed in (("intensity_range", None), ("do_pad", True), ("class_activation", "softmax")):
+    sayable = {"intensity_range": None, "do_pad": True, "class_activation": "softmax", "panoptic_merge": "argmax"}
+    for key, allowed in sayable.items():
         if settings[key] != allowed:
-            raise ValueError(f"{key}={settings[key]!r} cannot be said in MaskFormerImageProcessor's file")
+            raise ValueError(f"{key}={settings[key]!r} cannot be said in {kind}'s file")
     official = {key: settings[key] for key in SHARED_KEYS if settings.get(key) is not None and key != "do_pad"}
     size = dict(settings["size"])
     official["size"] = size
@@ -106,7 +110,7 @@ def to_official(settings: Mapping[str, Any], num_labels: int | None) -> dict[str
         official.setdefault("pad_size", {"height": size["max_height"], "width": size["max_width"]})
     if num_labels is not None:
         official["num_labels"] = num_labels
-    official["image_processor_type"] = "MaskFormerImageProcessor"
+    official["image_processor_type"] = kind
     return official
 
 

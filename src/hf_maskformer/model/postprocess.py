@@ -1,7 +1,8 @@
 """Class and mask logits -> label maps, panoptic segments and instances, as pure functions of one image.
 
-Semantic inference and the panoptic merge follow MaskFormer (Cheng et al., NeurIPS 2021), section 3.4 and its code; the
-instance ranking over queries x classes and the `mask >= threshold` intersection follow Mask2Former (CVPR 2022).
+Semantic inference and the panoptic merge by argmax follow MaskFormer (Cheng et al., NeurIPS 2021), section 3.4 and its
+code; the instance ranking over queries x classes and the `mask >= threshold` intersection follow Mask2Former (CVPR
+2022). The other panoptic merge is in `mask_wise_merge`.
 
 Common to all functions:
 - `class_logits` (Q, K+1) and `mask_logits` (Q, h, w) are the model's outputs for one image; they are read as float32.
@@ -26,6 +27,9 @@ FULL_EXTENT = (1.0, 1.0)
 # valid_extent is float32: a border closer than this part of a cell counts as lying on the cell's edge.
 EXTENT_TOLERANCE = 1e-3
 SCORE_DECIMALS = 6
+
+# Along one axis of T pixels: lower and upper source index (T,), and the weight of the upper one (T,).
+Samples = tuple[Tensor, Tensor, Tensor]
 
 
 def output_field(outputs: Any, name: str) -> Any:
@@ -77,10 +81,25 @@ def resize_maps(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]
         if (height, width) == tuple(size):
             return maps
         return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    top, bottom, row_weight = _sample_positions(height, size[0], extent[0], maps)
-    left, right, column_weight = _sample_positions(width, size[1], extent[1], maps)
-    rows = torch.lerp(maps[:, top], maps[:, bottom], row_weight[:, None])  # (N, H, w)
-    return torch.lerp(rows[:, :, left], rows[:, :, right], column_weight)  # (N, H, W)
+    rows = sample_positions(height, size[0], extent[0], maps)
+    return resample(maps, rows, sample_positions(width, size[1], extent[1], maps))
+
+
+def sample_positions(length: int, target: int, extent: float, like: Tensor) -> Samples:
+    """Where `resize_maps` reads along one axis of `length` cells for `target` pixels."""
+    last = min(length, max(1, math.ceil(extent * length - EXTENT_TOLERANCE))) - 1  # the last cell that holds image
+    position = (torch.arange(target, device=like.device, dtype=torch.float64) + 0.5) * (extent * length / target) - 0.5
+    position = position.clamp(min=0, max=last)
+    lower = position.floor().long()
+    return lower, (lower + 1).clamp(max=last), (position - lower).to(like.dtype)
+
+
+def resample(maps: Tensor, rows: Samples, columns: Samples) -> Tensor:
+    """Read (N, h, w) maps between the cells of `rows` and `columns`: (N, H, W)."""
+    (top, bottom, row_weight), (left, right, column_weight) = rows, columns
+    # Columns first: they are slow to gather, and the maps are still small. Rows are copied whole.
+    wide = torch.lerp(maps.index_select(2, left), maps.index_select(2, right), column_weight)  # (N, h, W)
+    return torch.lerp(wide.index_select(1, top), wide.index_select(1, bottom), row_weight[:, None])  # (N, H, W)
 
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor, activation: str = "softmax") -> Tensor:
@@ -127,7 +146,7 @@ def panoptic_segments(
         `segmentation` (H, W) int32, 0 = void; `segments_info`, a list of id (1, 2, ...), label_id, was_fused, score.
     """
     size = target_size or native_size(mask_logits, extent)
-    scores, labels = _best_labels(class_logits, activation)
+    scores, labels = best_labels(class_logits, activation)
     keep = (labels >= 0) & (scores > threshold)
     scores, labels = scores[keep], labels[keep]
     segmentation = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
@@ -138,20 +157,32 @@ def panoptic_segments(
     visible = torch.bincount(winner.flatten() + 1, minlength=len(scores) + 1)[1:]
     kept = (visible > 0) & (visible >= overlap_mask_area_threshold * areas.double())
     segment_of_query = torch.zeros(len(scores) + 1, dtype=torch.int32)  # entry 0 is void
-    segments: list[dict[str, Any]] = []
-    fused: dict[int, dict[str, Any]] = {}
+    segments = SegmentList(label_ids_to_fuse)
     for query in torch.nonzero(kept).flatten().tolist():
-        label, score = int(labels[query]), round(float(scores[query]), SCORE_DECIMALS)
-        segment = fused.get(label)
+        score = round(float(scores[query]), SCORE_DECIMALS)
+        segment_of_query[query + 1] = segments.add(int(labels[query]), score)
+    return {"segmentation": segment_of_query.to(winner.device)[winner + 1], "segments_info": segments.entries}
+
+
+class SegmentList:
+    """`segments_info` in the making: numbers the segments and fuses those of one label where that is wanted."""
+
+    def __init__(self, label_ids_to_fuse: Collection[int]) -> None:
+        self.label_ids_to_fuse = label_ids_to_fuse
+        self.entries: list[dict[str, Any]] = []
+        self._fused: dict[int, dict[str, Any]] = {}
+
+    def add(self, label: int, score: float) -> int:
+        """Id of the segment that a query belongs to; a shared segment has the highest score of its queries."""
+        segment = self._fused.get(label)
         if segment is None:
-            fuse = label in label_ids_to_fuse
-            segment = {"id": len(segments) + 1, "label_id": label, "was_fused": fuse, "score": score}
-            segments.append(segment)
+            fuse = label in self.label_ids_to_fuse
+            segment = {"id": len(self.entries) + 1, "label_id": label, "was_fused": fuse, "score": score}
+            self.entries.append(segment)
             if fuse:
-                fused[label] = segment
+                self._fused[label] = segment
         segment["score"] = max(segment["score"], score)
-        segment_of_query[query + 1] = segment["id"]
-    return {"segmentation": segment_of_query.to(winner.device)[winner + 1], "segments_info": segments}
+        return segment["id"]
 
 
 def instance_candidates(
@@ -231,7 +262,7 @@ def instance_segments(
     return {"segmentation": segmentation.to(device), "segments_info": segments}
 
 
-def _best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+def best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Best score and label of each query, label -1 where "no object" is the most probable class."""
     scores, labels = class_probabilities(class_logits, activation).max(dim=-1)  # (Q,)
     if activation == "softmax":
@@ -284,12 +315,3 @@ def _logit(probability: float) -> float:
     if probability in (0, 1):
         return math.inf if probability == 1 else -math.inf
     return math.log(probability / (1 - probability))
-
-
-def _sample_positions(length: int, target: int, extent: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index (T,) and the weight of the upper one, along one axis."""
-    last = min(length, max(1, math.ceil(extent * length - EXTENT_TOLERANCE))) - 1  # the last cell that holds image
-    position = (torch.arange(target, device=like.device, dtype=torch.float64) + 0.5) * (extent * length / target) - 0.5
-    position = position.clamp(min=0, max=last)
-    lower = position.floor().long()
-    return lower, (lower + 1).clamp(max=last), (position - lower).to(like.dtype)

@@ -6,7 +6,7 @@ and carry a learned position code. A final norm, shared by all layers, stands be
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,12 @@ class LayerPrediction(NamedTuple):
     """What one decoder layer predicts, with the states it was predicted from."""
 
     class_logits: Tensor  # (B, Q, K + 1)
-    mask_logits: Tensor  # (B, Q, H/4, W/4)
+    mask_logits: Tensor | None  # (B, Q, H/4, W/4); None where the loss makes what it needs of it from the states
     states: Tensor  # (B, Q, C), after the shared norm
     cross_attention: Tensor | None  # (B, heads, Q, L) when asked for
     anchors: Tensor | None = None  # (B, Q, 2) row and column in the mask, of queries that have a place; -1: none
     objectness: Tensor | None = None  # (B, H/4, W/4) logits of the map that the anchors were picked from
+    location: Any = None  # of the last layer: what the location decoder of Panoptic SegFormer predicts
 
 
 class StandardQueryDecoderLayer(GradientCheckpointingLayer):

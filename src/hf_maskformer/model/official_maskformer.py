@@ -1,0 +1,118 @@
+"""Tables of transformers' `maskformer` checkpoints."""
+
+from transformers import MaskFormerConfig
+
+from .official_format import OfficialFormat
+
+_PIXEL = r"model\.pixel_level_module\."
+_LAYER = r"model\.transformer_module\.decoder\.layers\.(\d+)\."
+_OURS = r"model.query_decoder.layers.\1."
+
+MASKFORMER = OfficialFormat(
+    model_type="maskformer",
+    architecture="MaskFormerForInstanceSegmentation",
+    image_processor="MaskFormerImageProcessor",
+    config_class=MaskFormerConfig,
+    parts={
+        "pixel_decoder": "fpn",
+        "query_decoder": "standard",
+        "mask_head": "dot_product",
+        "class_head": "linear",
+        "criterion": "dense",
+        "mask_head_layers": 3,
+        "class_activation": "softmax",
+        "query_decoder_memory_stride": 32,
+    },
+    fields={
+        "fpn_feature_size": ("pixel_decoder_dim",),
+        "mask_feature_size": ("mask_dim",),
+        "no_object_weight": ("loss_no_object_weight",),
+        "cross_entropy_weight": ("loss_class_weight",),
+        "mask_weight": ("loss_mask_weight", "matcher_mask_cost"),
+        "dice_weight": ("loss_dice_weight", "matcher_dice_cost"),
+        "use_auxiliary_loss": ("loss_auxiliary",),
+        "init_std": ("init_std",),
+    },
+    defaults={
+        "fpn_feature_size": 256,
+        "mask_feature_size": 256,
+        "no_object_weight": 0.1,
+        "cross_entropy_weight": 1.0,
+        "mask_weight": 20.0,
+        "dice_weight": 1.0,
+        "use_auxiliary_loss": False,
+        "init_std": 0.02,
+    },
+    decoder_fields={
+        "d_model": ("query_decoder_dim",),
+        "decoder_layers": ("query_decoder_layers",),
+        "decoder_attention_heads": ("query_decoder_heads",),
+        "decoder_ffn_dim": ("query_decoder_ffn_dim",),
+        "dropout": ("query_decoder_dropout",),
+        "attention_dropout": ("query_decoder_attention_dropout",),
+        "activation_dropout": ("query_decoder_activation_dropout",),
+        "activation_function": ("query_decoder_activation",),
+        "num_queries": ("num_queries",),
+    },
+    decoder_defaults={
+        "d_model": 256,
+        "decoder_layers": 6,
+        "decoder_attention_heads": 8,
+        "decoder_ffn_dim": 2048,
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "activation_function": "relu",
+        "num_queries": 100,
+    },
+    neutral_values={"backbone": (None,), "init_xavier_std": (1, 1.0)},
+    training_only={
+        "criterion_resolution": "target",
+        "loss_pixel_weight": 0,
+        "matcher": "hungarian",
+        "matcher_layers": "each",
+    },
+    weight_names=[
+        (_PIXEL + r"decoder\.fpn\.stem\.0\.", "model.pixel_decoder.stem.conv."),
+        (_PIXEL + r"decoder\.fpn\.stem\.1\.", "model.pixel_decoder.stem.norm."),
+        (_PIXEL + r"decoder\.fpn\.layers\.(\d+)\.proj\.0\.", r"model.pixel_decoder.laterals.\1.conv."),
+        (_PIXEL + r"decoder\.fpn\.layers\.(\d+)\.proj\.1\.", r"model.pixel_decoder.laterals.\1.norm."),
+        (_PIXEL + r"decoder\.fpn\.layers\.(\d+)\.block\.0\.", r"model.pixel_decoder.outputs.\1.conv."),
+        (_PIXEL + r"decoder\.fpn\.layers\.(\d+)\.block\.1\.", r"model.pixel_decoder.outputs.\1.norm."),
+        (_PIXEL + r"decoder\.mask_projection\.", "model.pixel_decoder.mask_projection."),
+        (r"model\.transformer_module\.queries_embedder\.", "model.query_decoder.query_positions."),
+        (r"model\.transformer_module\.input_projection\.", "model.query_decoder.input_projection."),
+        (r"model\.transformer_module\.decoder\.layernorm\.", "model.query_decoder.norm."),
+        (_LAYER + r"self_attn\.q_proj\.", _OURS + "self_attention.query."),
+        (_LAYER + r"self_attn\.k_proj\.", _OURS + "self_attention.key."),
+        (_LAYER + r"self_attn\.v_proj\.", _OURS + "self_attention.value."),
+        (_LAYER + r"self_attn\.out_proj\.", _OURS + "self_attention.output."),
+        (_LAYER + r"self_attn_layer_norm\.", _OURS + "self_attention_norm."),
+        (_LAYER + r"encoder_attn\.q_proj\.", _OURS + "cross_attention.query."),
+        (_LAYER + r"encoder_attn\.k_proj\.", _OURS + "cross_attention.key."),
+        (_LAYER + r"encoder_attn\.v_proj\.", _OURS + "cross_attention.value."),
+        (_LAYER + r"encoder_attn\.out_proj\.", _OURS + "cross_attention.output."),
+        (_LAYER + r"encoder_attn_layer_norm\.", _OURS + "cross_attention_norm."),
+        (_LAYER + r"fc1\.", _OURS + "feed_forward.expand."),
+        (_LAYER + r"fc2\.", _OURS + "feed_forward.contract."),
+        (_LAYER + r"final_layer_norm\.", _OURS + "feed_forward_norm."),
+        (r"class_predictor\.", "model.class_head.projection."),
+        (r"mask_embedder\.(\d+)\.0\.", r"model.mask_head.embedding.layers.\1."),
+    ],
+    # Swin inside MaskFormer wraps the model in `model.` and numbers its output norms from 0; ours count from 1.
+    swin_names=[
+        (_PIXEL + r"encoder\.model\.(embeddings|encoder)\.", r"model.backbone.body.\1."),
+        (_PIXEL + r"encoder\.model\.layernorm\.", "model.backbone.body.swin.layernorm."),
+    ],
+    default_backbone={
+        "model_type": "swin",
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "window_size": 12,
+        "image_size": 384,
+        "drop_path_rate": 0.3,
+    },
+    last_norm="model.pixel_level_module.encoder.model.layernorm.",
+    counts_norms_from_zero=True,
+)
