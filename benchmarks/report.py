@@ -28,7 +28,9 @@ PAGES = {"README.md": ("figures", "tools"), "docs/paper_index.md": ("figures",)}
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
 ADE20K_LABELS, COCO_PANOPTIC_LABELS = 150, 133
-LABELS = {"maskformer-r50-panoptic": COCO_PANOPTIC_LABELS}  # that the paper trained a preset with, if not ADE20K's
+COCO_THINGS = list(range(80))
+# Presets that the paper trained with COCO's 80 things and 53 classes of stuff, not with ADE20K.
+ON_COCO = ("maskformer-r50-panoptic", "mask2former-", "panoptic-segformer-")
 
 
 def main() -> None:
@@ -61,7 +63,8 @@ def pages() -> dict[str, str]:
 def card(name: str) -> str:
     """The model card of a preset, with the figures of that preset."""
     figures = joined(block for (of, _), block in training_figures().items() if of == name)
-    config = preset(name, num_labels=LABELS.get(name, ADE20K_LABELS))
+    coco = {"num_labels": COCO_PANOPTIC_LABELS, "thing_label_ids": COCO_THINGS}
+    config = preset(name, **coco if name.startswith(ON_COCO) else {"num_labels": ADE20K_LABELS})
     about = PRESETS[name]
     return str(preset_card(name, config, summary=about.summary, paper=about.paper, figures=figures))
 

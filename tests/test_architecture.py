@@ -49,8 +49,9 @@ ARROWS: dict[str, set[str]] = {
 # Inside model/: a pattern of file names -> file names it must not reach, directly or through others.
 PARTS = (
     r"backbone|layers|position_encoding|deformable_attention|pixel_decoder_\w+|query_decoder_\w+|query_graph|\w+_head"
+    r"|attention_masks|boxes"
 )
-LOSSES = r"criterion|matcher|losses|point_sampling|denoising"
+LOSSES = r"criterion|point_criterion|location_criterion|matcher|losses|point_sampling|denoising"
 PROCESSING = r"image_processing_hf_maskformer|postprocess|tiling|masks|mask_runs|polygons|label_spec|image_conversion"
 PROCESSING += r"|target_encoding"
 MODEL_MUST_NOT_REACH = {

@@ -9,6 +9,7 @@ from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImage
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 MASK2FORMER = "Mask2Former, Cheng et al., CVPR 2022, https://arxiv.org/abs/2112.01527"
+PANOPTIC_SEGFORMER = "Panoptic SegFormer, Li et al., CVPR 2022, https://arxiv.org/abs/2109.03814"
 MASKFORMER = "MaskFormer, Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278"
 
 
@@ -67,6 +68,46 @@ def _mask2former(backbone: dict[str, Any], **further: Any) -> dict[str, Any]:
         "matcher_dice_cost": 5.0,
         "image_size": [1024, 1024],
         "threshold": 0.8,
+        **further,
+    }
+
+
+def _pvt_v2(*, hidden_sizes: list[int], depths: list[int]) -> dict[str, Any]:
+    return {
+        "model_type": "pvt_v2",
+        "hidden_sizes": hidden_sizes,
+        "depths": depths,
+        "num_attention_heads": [1, 2, 5, 8],
+        "mlp_ratios": [8, 8, 4, 4],
+        "sr_ratios": [8, 4, 2, 1],
+        "drop_path_rate": 0.1,
+        "out_features": STAGES,
+    }
+
+
+def _panoptic_segformer(backbone: dict[str, Any], **further: Any) -> dict[str, Any]:
+    """The parts, sizes, weights and thresholds of the published models; 300 queries for things, one for each of 53
+    classes of stuff."""
+    return {
+        "backbone_config": backbone,
+        "pixel_decoder": "deformable_memory",
+        "pixel_decoder_ffn_dim": 1024,
+        "query_decoder": "location",
+        "query_decoder_ffn_dim": 1024,
+        "num_queries": 353,
+        "mask_head": "none",
+        "class_head": "none",
+        "class_activation": "sigmoid",
+        "criterion": "location",
+        "loss_class_weight": 2.0,
+        "loss_dice_weight": 2.0,
+        "matcher_class_cost": 2.0,
+        "matcher_dice_cost": 2.0,
+        "image_size": [800, 1333],
+        "panoptic_merge": "mask_wise",
+        "threshold": 0.25,
+        "overlap_mask_area_threshold": 0.6,
+        "stuff_overlap_mask_area_threshold": 0.8,
         **further,
     }
 
@@ -193,6 +234,24 @@ PRESETS: dict[str, Preset] = {
         summary="Swin-B (window 12), deformable pixel decoder, 9 layers of masked attention",
         paper=MASK2FORMER,
         fields=_mask2former(_swin(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12)),
+    ),
+    "panoptic-segformer-r50": Preset(
+        summary="ResNet-50, deformable encoder, things by boxes, masks from attention maps",
+        paper=PANOPTIC_SEGFORMER,
+        fields=_panoptic_segformer(
+            _resnet(depths=[3, 4, 6, 3], hidden_sizes=BOTTLENECK_WIDTHS, layer_type="bottleneck"),
+            backbone_freeze_batch_norm=True,
+        ),
+    ),
+    "panoptic-segformer-pvtv2-b0": Preset(
+        summary="PVTv2-B0, deformable encoder, things by boxes, masks from attention maps",
+        paper=PANOPTIC_SEGFORMER,
+        fields=_panoptic_segformer(_pvt_v2(hidden_sizes=[32, 64, 160, 256], depths=[2, 2, 2, 2])),
+    ),
+    "panoptic-segformer-pvtv2-b2": Preset(
+        summary="PVTv2-B2, deformable encoder, things by boxes, masks from attention maps",
+        paper=PANOPTIC_SEGFORMER,
+        fields=_panoptic_segformer(_pvt_v2(hidden_sizes=[64, 128, 320, 512], depths=[3, 4, 6, 3])),
     ),
 }
 

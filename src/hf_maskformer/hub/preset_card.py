@@ -22,6 +22,8 @@ PIXEL_DECODERS = {
     "the coarsest map, then feature pyramid",
     "deformable": "{layers} layers of deformable attention (width {dim}, {heads} heads of {points} points, "
     "feed-forward width {ffn}) over the maps at 1/8, 1/16 and 1/32, then one step of a feature pyramid",
+    "deformable_memory": "{layers} layers of deformable attention (width {dim}, {heads} heads of {points} points, "
+    "feed-forward width {ffn}) over maps at 1/8, 1/16, 1/32 and 1/64",
 }
 QUERY_DECODERS = {
     "standard": ("transformer decoder layers", "learned queries"),
@@ -29,6 +31,11 @@ QUERY_DECODERS = {
         "transformer decoder layers",
         "queries: a learned one for each class of stuff, the others from the embeddings of the pixels that look most "
         "like the middle of an object,",
+    ),
+    "location": (
+        "location decoder layers that refine boxes, then {things} mask decoder layers for things and {stuff} for "
+        "stuff",
+        "learned queries (one for each class of stuff, the others for things)",
     ),
     "masked": ("layers of masked attention, self-attention and feed-forward", "learned queries"),
 }
@@ -129,6 +136,21 @@ NOTES = {
         "The model of Tables 1 to 3; backbone: Liu et al., Swin Transformer, ICCV 2021",
         "The most accurate of these presets in the paper's comparison, and the slowest; meant for a GPU.",
     ),
+    "panoptic-segformer-r50": Note(
+        "Panoptic SegFormer with ResNet-50",
+        "The model of Table 1",
+        "Panoptic and instance segmentation with many things of very different sizes.",
+    ),
+    "panoptic-segformer-pvtv2-b0": Note(
+        "Panoptic SegFormer with PVTv2-B0",
+        "The smallest model of Table 1; backbone: Wang et al., PVT v2, 2022",
+        "As panoptic-segformer-r50 with half of its parameters.",
+    ),
+    "panoptic-segformer-pvtv2-b2": Note(
+        "Panoptic SegFormer with PVTv2-B2",
+        "A model of Table 1; backbone: Wang et al., PVT v2, 2022",
+        "As panoptic-segformer-r50, more accurate in the paper's comparison at about its size.",
+    ),
     "maskformer-light-anchored": Note(
         "MaskFormer light with anchored queries",
         f"Our own: {OURS}. maskformer-light with queries in the manner of FastInst, matched by their place, see "
@@ -173,14 +195,28 @@ def architecture_section(config: HfMaskFormerConfig) -> str:
         count = HfMaskFormerForUniversalSegmentation(config).num_parameters()
     lines = {
         "Backbone": backbone_words(config),
-        "Pixel decoder": f"{pixel_decoder_words(config)}, width {config.pixel_decoder_dim}, with a "
-        f"{config.mask_dim}-channel per-pixel embedding at 1/4 of the image.",
+        "Pixel decoder": f"{pixel_decoder_words(config)}, width {config.pixel_decoder_dim}, "
+        f"{embedding_words(config)}.",
         "Query decoder": query_decoder_words(config),
-        "Heads": f'one linear layer to the labels and "no object"; a {config.mask_head_layers}-layer MLP '
-        f"{MASK_HEADS[config.mask_head]}.",
+        "Heads": head_words(config),
         "Parameters": f"{count:,} with {config.num_labels} labels",
     }
     return "\n".join(f"- **{title}:** {text}" for title, text in lines.items())
+
+
+def embedding_words(config: HfMaskFormerConfig) -> str:
+    if config.mask_head == "none":
+        return "without a per-pixel embedding"
+    return f"with a {config.mask_dim}-channel per-pixel embedding at 1/4 of the image"
+
+
+def head_words(config: HfMaskFormerConfig) -> str:
+    if config.mask_head == "none":
+        return "sigmoid class scores and boxes of each location layer; masks are weighed sums of the attention maps."
+    return (
+        f'one linear layer to the labels and "no object"; a {config.mask_head_layers}-layer MLP '
+        f"{MASK_HEADS[config.mask_head]}."
+    )
 
 
 def backbone_words(config: HfMaskFormerConfig) -> str:
@@ -202,6 +238,12 @@ def backbone_words(config: HfMaskFormerConfig) -> str:
             f"first width {backbone.embed_dim}, windows of {backbone.window_size} x {backbone.window_size}; "
             f"stochastic depth of {backbone.drop_path_rate} in training."
         )
+    if backbone.model_type == "pvt_v2":
+        return (
+            f"Pyramid Vision Transformer v2, stages of {_row(backbone.depths)} blocks with "
+            f"{_row(backbone.num_attention_heads)} heads and {_row(backbone.hidden_sizes)} channels; stochastic depth "
+            f"of {backbone.drop_path_rate} in training."
+        )
     return f"transformers' `{backbone.model_type}`."
 
 
@@ -219,16 +261,20 @@ def pixel_decoder_words(config: HfMaskFormerConfig) -> str:
 def query_decoder_words(config: HfMaskFormerConfig) -> str:
     dropout = config.query_decoder_dropout
     layers, queries = QUERY_DECODERS[config.query_decoder]
+    layers = layers.format(things=config.query_decoder_thing_mask_layers, stuff=config.query_decoder_stuff_mask_layers)
     return (
         f"{config.query_decoder_layers} {layers}, width {config.query_decoder_dim}, "
         f"{config.query_decoder_heads} heads, feed-forward width {config.query_decoder_ffn_dim}, "
-        f"{config.num_queries} {queries} that attend to {memory_words(config)}, {f'dropout {dropout}' if dropout else 'no dropout'}."
+        f"{config.num_queries} {queries} that attend to {memory_words(config)}, "
+        f"{f'dropout {dropout}' if dropout else 'no dropout'}."
     )
 
 
 def memory_words(config: HfMaskFormerConfig) -> str:
     if config.query_decoder == "masked":
         return "the maps at 1/32, 1/16 and 1/8 of the image in turn, each within its own mask"
+    if config.query_decoder == "location":
+        return "all maps (boxes) and to those at 1/8 to 1/32 (masks)"
     return f"the map at 1/{config.query_decoder_memory_stride} of the image"
 
 

@@ -8,11 +8,13 @@ from .backbone import Backbone
 from .class_head import LinearClassHead
 from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import Criterion
+from .location_criterion import LocationCriterion
 from .mask_head import AnchoredDotProductMaskHead, DotProductMaskHead, LocatedDotProductMaskHead
-from .pixel_decoder_deformable import DeformablePixelDecoder
+from .pixel_decoder_deformable import DeformableMemory, DeformablePixelDecoder
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .point_criterion import PointCriterion
 from .query_decoder_anchored import AnchoredQueryDecoder
+from .query_decoder_location import LocationQueryDecoder
 from .query_decoder_masked import MaskedQueryDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
@@ -49,6 +51,8 @@ def build_pixel_decoder(config: HfMaskFormerConfig, channels: list[int]) -> nn.M
     sizes = _fields(config, "pixel_decoder", "dim", "layers", "heads", "ffn_dim", "dropout")
     if config.pixel_decoder == "fpn_transformer":
         return TransformerFpnPixelDecoder(channels, mask_dim=config.mask_dim, **sizes)
+    if config.pixel_decoder == "deformable_memory":
+        return DeformableMemory(channels, points=config.pixel_decoder_points, **sizes)
     return DeformablePixelDecoder(channels, mask_dim=config.mask_dim, points=config.pixel_decoder_points, **sizes)
 
 
@@ -67,19 +71,36 @@ def build_query_decoder(config: HfMaskFormerConfig, memory_channels: Any) -> nn.
             memory_stride=config.query_decoder_memory_stride,
             **sizes,
         )
+    if config.query_decoder == "location":
+        return LocationQueryDecoder(
+            memory_channels,
+            points=config.query_decoder_points,
+            num_thing_queries=config.num_queries - stuff,
+            num_labels=config.num_labels,
+            thing_label_ids=config.thing_label_ids or (),
+            thing_mask_layers=config.query_decoder_thing_mask_layers,
+            stuff_mask_layers=config.query_decoder_stuff_mask_layers,
+            **sizes,
+        )
     return MaskedQueryDecoder(memory_channels, num_queries=config.num_queries, **sizes)
 
 
-def build_class_head(config: HfMaskFormerConfig) -> LinearClassHead:
+def build_class_head(config: HfMaskFormerConfig) -> LinearClassHead | None:
+    if config.class_head == "none":
+        return None
     return LinearClassHead(config.query_decoder_dim, num_labels=config.num_labels)
 
 
-def build_mask_head(config: HfMaskFormerConfig) -> DotProductMaskHead:
+def build_mask_head(config: HfMaskFormerConfig) -> DotProductMaskHead | None:
+    if config.mask_head == "none":
+        return None
     head = MASK_HEADS[config.mask_head]
     return head(config.query_decoder_dim, mask_dim=config.mask_dim, layers=config.mask_head_layers)
 
 
-def build_criterion(config: HfMaskFormerConfig) -> Criterion:
+def build_criterion(config: HfMaskFormerConfig) -> Criterion | LocationCriterion:
+    if config.criterion == "location":
+        return _location_criterion(config)
     shared: dict[str, Any] = {
         "num_labels": config.num_labels,
         "matcher": config.matcher,
@@ -109,6 +130,24 @@ def build_criterion(config: HfMaskFormerConfig) -> Criterion:
         objectness_weight=config.loss_objectness_weight,
         one_to_many_weight=config.loss_one_to_many_weight,
         **shared,
+    )
+
+
+def _location_criterion(config: HfMaskFormerConfig) -> LocationCriterion:
+    return LocationCriterion(
+        num_labels=config.num_labels,
+        thing_label_ids=config.thing_label_ids or (),
+        class_weight=config.loss_class_weight,
+        box_weight=config.loss_box_weight,
+        giou_weight=config.loss_giou_weight,
+        dice_weight=config.loss_dice_weight,
+        focal_alpha=config.loss_focal_alpha,
+        focal_gamma=config.loss_focal_gamma,
+        class_cost=config.matcher_class_cost,
+        box_cost=config.matcher_box_cost,
+        giou_cost=config.matcher_giou_cost,
+        dice_cost=config.matcher_dice_cost,
+        most_per_target=config.criterion_queries_per_target,
     )
 
 

@@ -69,21 +69,27 @@ class HfMaskFormerConfig(PreTrainedConfig):
         image_size: Height and width of the canvas that the image processor pads to.
         pixel_decoder: `"fpn"`; `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
             models, official code `TransformerEncoderPixelDecoder`); `"deformable"` (Mask2Former: multi-scale
-            deformable attention over strides 8, 16, 32, then one pyramid step).
+            deformable attention over strides 8, 16, 32, then one pyramid step); `"deformable_memory"` (Panoptic
+            SegFormer: strides 8 to 64, and no per-pixel embedding).
         pixel_decoder_layers: Encoder layers of `"fpn_transformer"` and `"deformable"`.
         pixel_decoder_points: Points that a head of deformable attention reads in each map.
         query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3). `"anchored"`: things start
             from the pixels that look most like the middle of an object, each class of stuff from a learned query.
-            `"masked"`: Mask2Former's, which looks within the mask that the layer before predicted.
+            `"masked"`: Mask2Former's, which looks within the mask that the layer before predicted. `"location"`:
+            Panoptic SegFormer's, with heads of its own; things by boxes, one query for each class of stuff.
+        query_decoder_*_mask_layers: Layers of the mask decoders of `"location"`; `query_decoder_layers` are those of
+            its location decoder.
         query_decoder_memory_stride: Which map the queries attend to; 32, the coarsest, is published.
         num_queries: N, the number of predicted masks.
         mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding;
             `"located_dot_product"` adds fixed codes of the pixel's place; `"anchored_dot_product"` adds a paraboloid
-            around the query's anchor.
-        class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object".
+            around the query's anchor; `"none"` for a query decoder that has its own.
+        class_head: `"linear"`: one linear layer to K + 1 logits, the last one "no object"; or `"none"`.
         class_activation: How class logits become probabilities.
         criterion: `"dense"`: losses of whole masks, with the focal loss (MaskFormer); `"points"`: matching and losses
-            on sampled points, with the binary cross-entropy (Mask2Former, sec. 3.3.2).
+            on sampled points, with the binary cross-entropy (Mask2Former, sec. 3.3.2); `"location"`: boxes, sigmoid
+            classes and dice (Panoptic SegFormer, sec. 3.5).
+        criterion_queries_per_target: Queries of a target that go on to the mask decoder in training (`"location"`).
         criterion_points: Points of `"points"`, for matching and for the loss of each mask.
         criterion_oversample_ratio: Candidates for a loss point; the least certain ones are taken.
         criterion_importance_ratio: Part of the loss points that are chosen so; the others are uniform.
@@ -121,7 +127,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     spatial_dims: int = 2
     image_size: list[int] | tuple[int, ...] = (512, 512)
 
-    pixel_decoder: Literal["fpn", "fpn_transformer", "deformable"] = "fpn"
+    pixel_decoder: Literal["fpn", "fpn_transformer", "deformable", "deformable_memory"] = "fpn"
     pixel_decoder_dim: int = 256
     pixel_decoder_layers: int = 6
     pixel_decoder_heads: int = 8
@@ -130,7 +136,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     pixel_decoder_points: int = 4
     mask_dim: int = 256
 
-    query_decoder: Literal["standard", "anchored", "masked"] = "standard"
+    query_decoder: Literal["standard", "anchored", "masked", "location"] = "standard"
     query_decoder_layers: int = 6
     query_decoder_dim: int = 256
     query_decoder_heads: int = 8
@@ -140,21 +146,27 @@ class HfMaskFormerConfig(PreTrainedConfig):
     query_decoder_activation_dropout: float | int = 0.1
     query_decoder_activation: Literal["relu", "gelu"] = "relu"
     query_decoder_memory_stride: Literal[8, 16, 32] = 32
+    query_decoder_points: int = 4
+    query_decoder_thing_mask_layers: int = 4
+    query_decoder_stuff_mask_layers: int = 6
     num_queries: int = 100
 
-    mask_head: Literal["dot_product", "located_dot_product", "anchored_dot_product"] = "dot_product"
+    mask_head: Literal["dot_product", "located_dot_product", "anchored_dot_product", "none"] = "dot_product"
     mask_head_layers: int = 3
-    class_head: Literal["linear"] = "linear"
+    class_head: Literal["linear", "none"] = "linear"
     class_activation: Literal["softmax", "sigmoid"] = "softmax"
 
-    criterion: Literal["dense", "points"] = "dense"
+    criterion: Literal["dense", "points", "location"] = "dense"
     criterion_resolution: Literal["target", "prediction"] = "target"
     criterion_points: int = 12544
     criterion_oversample_ratio: float | int = 3.0
     criterion_importance_ratio: float | int = 0.75
+    criterion_queries_per_target: int = 3
     loss_class_weight: float | int = 1.0
     loss_mask_weight: float | int = 20.0
     loss_dice_weight: float | int = 1.0
+    loss_box_weight: float | int = 5.0
+    loss_giou_weight: float | int = 2.0
     loss_pixel_weight: float | int = 0.0
     loss_objectness_weight: float | int = 1.0
     loss_one_to_many_weight: float | int = 0.0
@@ -167,6 +179,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
     matcher_class_cost: float | int = 1.0
     matcher_mask_cost: float | int = 20.0
     matcher_dice_cost: float | int = 1.0
+    matcher_box_cost: float | int = 5.0
+    matcher_giou_cost: float | int = 2.0
     matcher_location_cost: float | int = 1000.0
 
     task: Literal["semantic", "instance", "panoptic"] = "panoptic"

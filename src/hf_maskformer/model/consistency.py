@@ -30,7 +30,7 @@ def check_consistency(config: Any) -> None:
             f"query_decoder_dim ({config.query_decoder_dim}) and pixel_decoder_dim ({config.pixel_decoder_dim}) must "
             "be multiples of 4 (sine and cosine of two coordinates)."
         )
-    if config.class_activation == "sigmoid" and config.class_head == "linear":
+    if config.class_activation == "sigmoid" and config.class_head == "linear" and config.query_decoder != "location":
         raise ValueError("class_activation 'sigmoid' needs a class head of its own; class_head 'linear' is softmax.")
     if config.matcher == "fixed" and (config.task != "semantic" or config.num_queries < len(config.id2label)):
         raise ValueError(
@@ -38,6 +38,7 @@ def check_consistency(config: Any) -> None:
             f"num_queries ({config.num_queries}) at least the number of labels ({len(config.id2label)})."
         )
     _check_points(config)
+    _check_location(config)
     _check_anchors(config)
 
 
@@ -60,6 +61,46 @@ def _check_points(config: Any) -> None:
             raise ValueError(f"criterion_importance_ratio must be in 0..1, got {config.criterion_importance_ratio}.")
     if config.query_decoder == "masked" and config.mask_head == "anchored_dot_product":
         raise ValueError("mask_head 'anchored_dot_product' needs query_decoder 'anchored', which is 'masked'.")
+
+
+LOCATION_PARTS = {
+    "pixel_decoder": "deformable_memory",
+    "criterion": "location",
+    "mask_head": "none",
+    "class_head": "none",
+    "class_activation": "sigmoid",
+}
+
+
+def _check_location(config: Any) -> None:
+    """Panoptic SegFormer's parts need each other, and its stuff queries a place among the queries."""
+    if config.query_decoder != "location":
+        for name in ("pixel_decoder", "criterion", "mask_head", "class_head"):
+            if getattr(config, name) == LOCATION_PARTS[name]:
+                raise ValueError(
+                    f"{name} {LOCATION_PARTS[name]!r} needs query_decoder 'location', which is "
+                    f"{config.query_decoder!r}."
+                )
+        return
+    for name, value in LOCATION_PARTS.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"query_decoder 'location' needs {name} {value!r}, it is {getattr(config, name)!r}.")
+    if config.matcher != "hungarian" or config.loss_pixel_weight:
+        raise ValueError(
+            f"query_decoder 'location' has matcher 'hungarian' (is {config.matcher!r}) and no per-pixel embedding for "
+            f"loss_pixel_weight (is {config.loss_pixel_weight})."
+        )
+    stuff = len(config.id2label) - len(config.thing_label_ids or ())
+    if config.thing_label_ids and config.num_queries <= stuff:
+        raise ValueError(
+            f"query_decoder 'location' gives one query to each of the {stuff} classes of stuff and the others to "
+            f"things; num_queries is {config.num_queries} and must be greater."
+        )
+    if not config.thing_label_ids and config.num_queries != stuff:
+        raise ValueError(
+            f"Without things query_decoder 'location' has one query for each of the {stuff} classes: set num_queries "
+            f"to {stuff}, it is {config.num_queries}."
+        )
 
 
 def _check_anchors(config: Any) -> None:

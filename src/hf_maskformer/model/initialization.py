@@ -14,6 +14,7 @@ from .objectness import PRIOR, ObjectnessHead
 from .pixel_decoder_deformable import DeformableMemory, DeformablePixelDecoder
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from .query_decoder_anchored import AnchoredQueryDecoder
+from .query_decoder_location import LocationQueryDecoder
 from .query_decoder_masked import MaskedQueryDecoder
 from .query_decoder_standard import StandardQueryDecoder
 
@@ -23,11 +24,13 @@ TORCH_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.Grou
 def initialize(module: nn.Module, scheme: str = "published") -> None:
     """As the official MaskFormer code initialises (detectron2's c2_xavier_fill, DETR's xavier), or as torch does.
 
-    What anchors and sampling points start from is the same in both. Tensors that a checkpoint filled are left alone,
-    if this is called through transformers' `initialize_weights`.
+    What anchors, boxes and sampling points start from is the same in both. Tensors that a checkpoint filled are left
+    alone, if this is called through transformers' `initialize_weights`.
     """
     if isinstance(module, DeformableAttention):
         _initialize_deformable(module)
+    elif isinstance(module, LocationQueryDecoder):  # its parts have been here before
+        module.reset_published()
     elif scheme == "torch" and not isinstance(module, ObjectnessHead | AnchoredDotProductMaskHead):
         if isinstance(module, TORCH_MODULES):
             module.reset_parameters()

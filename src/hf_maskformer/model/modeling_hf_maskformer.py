@@ -32,6 +32,7 @@ from .configuration_hf_maskformer import HfMaskFormerConfig
 from .criterion import loss_normalizer
 from .initialization import initialize
 from .input_checks import check_inputs, check_targets, refuse_unknown_arguments
+from .location_criterion import LocationCriterion
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
 from .point_criterion import PointCriterion
@@ -54,6 +55,9 @@ class HfMaskFormerPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = [
         "StandardQueryDecoderLayer",
         "MaskedQueryDecoderLayer",
+        "LocationDecoderLayer",
+        "AttentionMaskBlock",
+        "AttentionMaskTail",
         "TransformerEncoderLayer",
         "DeformableEncoderLayer",
         "CheckpointedResNetStage",
@@ -150,9 +154,16 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
             mask_head=self.mask_head,
             all_layers=all_layers,
             need_weights=need_weights,
-            **({} if full_masks else {"full_masks": False}),
+            **self._further_decoder_arguments(pixel_values, full_masks=full_masks),
         )
         return predictions, mask_features
+
+    def _further_decoder_arguments(self, pixel_values: Tensor, *, full_masks: bool) -> dict[str, Any]:
+        """What only some query decoders ask for."""
+        if self.config.query_decoder == "location":
+            height, width = pixel_values.shape[-2:]
+            return {"full_masks": full_masks, "mask_size": ((height + 3) // 4, (width + 3) // 4)}
+        return {"full_masks": full_masks} if self.config.query_decoder == "masked" else {}
 
     def forward(
         self,
@@ -193,7 +204,6 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         self.model = HfMaskFormerModel(config)
         self.pixel_classifier = nn.Conv2d(config.mask_dim, config.num_labels, 1) if config.loss_pixel_weight else None
         self.criterion = build_criterion(config)
-        self.on_points = isinstance(self.criterion, PointCriterion)
         self.post_init()
 
     def forward(
@@ -237,7 +247,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             pixel_mask,
             all_layers=bool(supervise_all or hidden or weights or output_auxiliary_logits),
             need_weights=bool(weights),
-            full_masks=bool(output_auxiliary_logits) or self.config.query_decoder != "masked" or not self.on_points,
+            full_masks=bool(output_auxiliary_logits) or mask_labels is None or self.config.criterion == "dense",
         )
         loss, loss_dict, layer_losses = None, None, None
         if mask_labels is not None and class_labels is not None:
@@ -296,7 +306,10 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             "pixel_logits": None if self.pixel_classifier is None else self.pixel_classifier(mask_features),
             "normalizer": normalizer,
         }
-        if self.on_points:
+        if isinstance(self.criterion, LocationCriterion):
+            labels.pop("pixel_logits")
+            return self.criterion(predictions, **labels)
+        if isinstance(self.criterion, PointCriterion):
             labels |= {"mask_features": mask_features, "mask_head": self.model.mask_head, "point_seeds": point_seeds}
             return self.criterion(predictions, **labels)
         return self.criterion(

@@ -58,6 +58,7 @@ class DeformableMemory(nn.Module):
         points: int,
         dropout: float,
         further_levels: int = 1,
+        position_offset: float = -0.5,
     ) -> None:
         super().__init__()
         encoded = in_channels[-ENCODED_LEVELS:]
@@ -73,7 +74,7 @@ class DeformableMemory(nn.Module):
             for index in range(further_levels)
         )
         self.level_codes = nn.Embedding(levels, dim)
-        self.position_encoding = SinePositionEncoding2d(dim)
+        self.position_encoding = SinePositionEncoding2d(dim, offset=position_offset)
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(dim, heads=heads, ffn_dim=ffn_dim, points=points, levels=levels, dropout=dropout)
             for _ in range(layers)
@@ -131,7 +132,7 @@ class DeformablePixelDecoder(DeformableMemory):
         dropout: float,
     ) -> None:
         sizes = {"layers": layers, "heads": heads, "ffn_dim": ffn_dim, "points": points, "dropout": dropout}
-        super().__init__(in_channels, dim=dim, further_levels=0, **sizes)  # type: ignore[arg-type]
+        super().__init__(in_channels, dim=dim, further_levels=0, position_offset=0.0, **sizes)  # type: ignore[arg-type]
         self.lateral = ConvNormActivation(in_channels[0], dim, kernel_size=1, activation=False)
         self.output = ConvNormActivation(dim, dim, kernel_size=3)
         self.mask_projection = nn.Conv2d(dim, mask_dim, kernel_size=1)

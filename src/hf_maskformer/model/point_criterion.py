@@ -7,7 +7,7 @@ embedding of 256 channels for each would be larger than the mask itself.)
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,17 @@ from .point_sampling import (
     sample_targets,
     valid_cells,
 )
-from .query_decoder_standard import LayerPrediction
 from .targets import Targets, prepare_targets, within_unit
+
+
+class Predicted(Protocol):
+    """Of one decoder layer; its masks are made here."""
+
+    @property
+    def class_logits(self) -> Tensor: ...  # (B, Q, K + 1)
+
+    @property
+    def states(self) -> Tensor: ...  # (B, Q, C)
 
 
 class PointCriterion(Criterion):
@@ -43,7 +52,7 @@ class PointCriterion(Criterion):
 
     def forward(  # type: ignore[override]
         self,
-        predictions: Sequence[LayerPrediction],
+        predictions: Sequence[Predicted],
         *,
         mask_features: Tensor,
         mask_head: DotProductMaskHead,

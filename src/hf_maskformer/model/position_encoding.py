@@ -13,8 +13,9 @@ class SinePositionEncoding2d(nn.Module):
     gets in its valid part the codes of the unpadded one.
     """
 
-    def __init__(self, dim: int, *, temperature: float = 10_000.0) -> None:
+    def __init__(self, dim: int, *, temperature: float = 10_000.0, offset: float = 0.0) -> None:
         super().__init__()
+        self.offset = offset  # of the coordinates; -0.5 puts them at the middle of a cell
         self.dim = dim
         self.temperature = temperature
 
@@ -31,8 +32,8 @@ class SinePositionEncoding2d(nn.Module):
             valid = (~padding).to(torch.float32)
             rows, columns = valid.cumsum(1), valid.cumsum(2)  # (B, H, W)
         eps, full_turn = 1e-6, 2 * math.pi
-        rows = rows / (rows[:, -1:, :] + eps) * full_turn
-        columns = columns / (columns[:, :, -1:] + eps) * full_turn
+        rows = (rows + self.offset) / (rows[:, -1:, :] + eps) * full_turn
+        columns = (columns + self.offset) / (columns[:, :, -1:] + eps) * full_turn
         codes = torch.cat([self._encode(rows), self._encode(columns)], dim=-1)  # (B, H, W, C)
         return codes.flatten(1, 2)  # (B, H*W, C)
 

@@ -231,7 +231,7 @@ class LocationQueryDecoder(nn.Module):
 
     def _locate(self, memory: _Memory, *, all_layers: bool) -> _Things:
         """Location decoder; box l starts from box l - 1, through which no gradient flows."""
-        images = len(memory.tokens)
+        images = memory.tokens.shape[0]
         if not self.num_thing_queries:
             none = memory.tokens.new_zeros((images, 0, self.dim))
             return _Things([none[..., :0]], [none[..., :4].float()], none)
@@ -253,7 +253,7 @@ class LocationQueryDecoder(nn.Module):
         return self.thing_masks(states, None, *memory, **options)
 
     def _stuff_stages(self, memory: _Memory, *, all_layers: bool, need_weights: bool) -> Stages:
-        images = len(memory.tokens)
+        images = memory.tokens.shape[0]
         if not self.stuff_labels:
             return _no_stages(memory.tokens.new_zeros((images, 0, self.dim)), memory)
         states, positions = self.stuff_queries.weight.expand(images, -1, -1).chunk(2, dim=-1)  # (B, S, C) each

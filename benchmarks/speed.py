@@ -1,0 +1,170 @@
+"""Side by side with transformers' Mask2Former: how fast, and with how much memory, the same work is done.
+
+    python benchmarks/speed.py --suite forward [--threads 1] [--repeats 5] [--size 512]
+
+All sides of a line run in one process, from the same weights, by turns; a figure is the median over `--repeats`, after
+`--warm-up` calls of each. Before the clock starts, their results are compared: the largest difference, measured by
+the largest entry of the tensor that it lies in, is part of the table. Where memory is asked for, each side runs in a
+process of its own: `peak` is the most that the call's own tensors hold at one time, counted storage by storage (what
+a GPU's allocator calls allocated), `resident` the peak of the process's resident memory above that before the call
+(Linux).
+
+Suite `forward`: the whole model with a Swin-T backbone and 100 queries on one image; the loss of two images with 12
+targets together, ten layers, from query states and per-pixel embedding to the gradients of both; deformable attention
+alone, at the levels of the image.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
+from process_memory import reset_peak, resident
+from speed_cases import Case, attention_case, forward_case, loss_case
+from training_rows import commit_of
+
+from hf_maskformer.training.hardware import hardware
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER = "transformers"
+ALLOWED_PART = 1 / 3  # of transformers' peak
+SUITES: dict[str, dict[str, Callable[[int], Case]]] = {
+    "forward": {
+        "model": forward_case,
+        "loss": loss_case,
+        "attention": partial(attention_case, backward=False),
+        "attention and gradients": partial(attention_case, backward=True),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="forward")
+    parser.add_argument("--size", type=int, default=512, help="height and width of the images")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="default: all cores of the process, %(default)s")
+    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="of the suite, these cases")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "SIDE"), help="measure one side's memory in this process")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "speed.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cases = SUITES[arguments.suite]
+    unknown = sorted(set(arguments.only or ()) - cases.keys())
+    if unknown:
+        parser.error(f"--only: suite {arguments.suite!r} has no case {unknown[0]!r}, only {', '.join(cases)}")
+    if arguments.peak is not None:
+        name, side = arguments.peak
+        print(json.dumps(peak_of(cases[name](arguments.size).calls[side])))
+        return
+    rows = [row for name in arguments.only or cases for row in measured(name, cases[name], arguments)]
+    report = {
+        "suite": arguments.suite,
+        "size": arguments.size,
+        "warm_up": arguments.warm_up,
+        "repeats": arguments.repeats,
+        "threads": arguments.threads,
+        "hardware": hardware(Accelerator(cpu=True)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit_of(ROOT),
+        "allowed_part_of_peak": ALLOWED_PART,
+        "rows": rows,
+    }
+    print(table(rows))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measured(name: str, build: Callable[[int], Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one case: one for each of our sides.
+
+    Raises:
+        SystemExit: The sides do not give the same numbers; their times would mean nothing.
+    """
+    case = build(arguments.size)
+    difference = case.difference()
+    if not difference <= case.allowed:
+        raise SystemExit(f"{name}: the sides' results differ by {difference:.1e}; allowed is {case.allowed:.0e}")
+    seconds = medians(case.calls, warm_up=arguments.warm_up, repeats=arguments.repeats)
+    peaks = {side: in_own_process(name, side, arguments) for side in case.calls} if case.memory else {}
+    rows = []
+    for side in case.calls:
+        if side == PEER:
+            continue
+        row = {"case": name, "side": side, "seconds": seconds[side], "transformers_seconds": seconds[PEER]}
+        row |= {"times_as_fast": seconds[PEER] / seconds[side], "aim": case.aim, "difference": difference}
+        if peaks:
+            row |= {"peak": peaks[side], "transformers_peak": peaks[PEER]}
+            row |= {f"part_of_{key}": peaks[side][key] / peaks[PEER][key] for key in ("peak_mib", "resident_mib")}
+        rows.append(row)
+    return rows
+
+
+def medians(calls: dict[str, Callable[[], Any]], *, warm_up: int, repeats: int) -> dict[str, float]:
+    """Seconds of each call; they take turns, and every second round goes backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(warm_up + repeats):
+        for name in list(calls) if index % 2 == 0 else reversed(list(calls)):
+            torch.manual_seed(index)  # of random points
+            started = time.perf_counter()
+            calls[name]()
+            if index >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_own_process(case: str, side: str, arguments: argparse.Namespace) -> dict[str, float]:
+    flags = ["--suite", arguments.suite, "--size", str(arguments.size), "--threads", str(arguments.threads)]
+    command = [sys.executable, str(Path(__file__).resolve()), *flags, "--peak", case, side]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD)}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def peak_of(call: Callable[[], Any]) -> dict[str, float]:
+    """The peak as the process sees it in one call and as the tensors add up in another, after a third to warm up."""
+    call()
+    before = resident("VmRSS")
+    reset_peak()
+    call()
+    resident_mib = (resident("VmHWM") - before) / MIB
+    with LiveBytes([]) as live:
+        call()
+    return {"peak_mib": live.peak / MIB, "resident_mib": resident_mib}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'case':24} {'side':14} {'seconds':>9} {'transformers':>13} {'ratio':>6} {'aim':>5} {'difference':>11}"]
+    for row in rows:
+        aim = "" if row["aim"] is None else f"{row['aim']:.1f}"
+        lines.append(
+            f"{row['case']:24} {row['side']:14} {row['seconds']:9.4f} {row['transformers_seconds']:13.4f} "
+            f"{row['times_as_fast']:6.2f} {aim:>5} {row['difference']:11.1e}"
+        )
+    for row in rows:
+        for key, words in (("peak_mib", "peak of the tensors"), ("resident_mib", "peak of resident memory")):
+            if "peak" in row:
+                lines.append(
+                    f"{row['case']}, {row['side']}: {words} {row['peak'][key]:.0f} MiB, {PEER} "
+                    f"{row['transformers_peak'][key]:.0f} MiB: {row[f'part_of_{key}']:.2f} (at most "
+                    f"{ALLOWED_PART:.2f} is wanted)"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What `speed.py` measures: the same work, once by ours and once by transformers' Mask2Former, from the same weights.
+
+Every case holds two calls without arguments and a check that they give the same numbers. A call does all of its work
+anew and returns nothing that the next one needs.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
+
+from hf_maskformer.model.deformable_attention import cell_centres, read_gathered, read_sampled
+from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
+from hf_maskformer.model.point_sampling import PointSource
+from hf_maskformer.model.query_decoder_standard import LayerPrediction
+
+SWIN_TINY = {
+    "model_type": "swin",
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+NUM_LABELS = 133
+LEVEL_STRIDES = (32, 16, 8)
+HEADS, POINTS, HEAD_CHANNELS = 8, 4, 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        calls: what is timed, by the name of the side; `transformers` is what the others are measured by.
+        difference: the largest difference between the sides' results; computed anew by every call.
+        allowed: the most that `difference` may give.
+        aim: how many times as fast ours has to be, if anything was set.
+        memory: whether the peak of a call's tensors is measured too.
+    """
+
+    calls: dict[str, Callable[[], Any]]
+    difference: Callable[[], float]
+    allowed: float
+    aim: float | None = None
+    memory: bool = False
+
+
+def model_pair() -> tuple[HfMaskFormerForUniversalSegmentation, Mask2FormerForUniversalSegmentation]:
+    """Ours and theirs, full-size Swin-T, the same random weights; the deformable attention is away from its start,
+    where all weights are equal and all offsets regular."""
+    torch.manual_seed(0)
+    labels = {index: f"class {index}" for index in range(NUM_LABELS)}
+    theirs = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=SWIN_TINY, id2label=labels))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "sampling_offsets" in name or "attention_weights" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = HfMaskFormerForUniversalSegmentation.from_pretrained(folder)
+    return ours.eval(), theirs.eval()
+
+
+def forward_case(size: int) -> Case:
+    """Images to class and mask logits of the last layer: one image, no padding."""
+    ours, theirs = model_pair()
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+    def outputs(model: Any) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            output = model(pixel_values=images)
+        return output.class_queries_logits, output.masks_queries_logits
+
+    calls = {"ours": lambda: outputs(ours), "transformers": lambda: outputs(theirs)}
+    return Case(calls, lambda: largest_difference(outputs(ours), outputs(theirs)), allowed=1e-3, aim=1.4)
+
+
+def loss_case(size: int, *, images: int = 2, targets: int = 12) -> Case:
+    """Query states of ten layers and per-pixel embedding to the loss, and back to the gradients of both.
+
+    Each side gets masks as its own image processor makes them: ours bool, transformers' float32. Points are random
+    in the timed calls, and the same on both sides where the results are compared.
+    """
+    ours, theirs = model_pair()
+    layers = theirs.config.decoder_layers
+    generator = torch.Generator().manual_seed(2)
+    shape = (layers, images, theirs.config.num_queries, theirs.config.hidden_dim)
+    states = torch.randn(shape, generator=generator).requires_grad_()
+    side = size // 4
+    features = torch.randn((images, theirs.config.mask_feature_size, side, side), generator=generator).requires_grad_()
+    masks, classes = rectangles(images, targets // images, size, generator)
+    float_masks = [image_masks.float() for image_masks in masks]
+
+    def ours_loss() -> Tensor:
+        predictions = [LayerPrediction(ours.model.class_head(layer), None, layer, None) for layer in states]
+        return ours._loss(predictions, features, None, masks, classes, None, None)[0]
+
+    def theirs_loss() -> Tensor:
+        embedder = theirs.model.transformer_module.decoder.mask_predictor.mask_embedder
+        class_logits = [theirs.class_predictor(layer) for layer in states]
+        mask_logits = [torch.einsum("bqc, bchw -> bqhw", embedder(layer), features) for layer in states]
+        auxiliary = theirs.get_auxiliary_logits(class_logits, mask_logits)
+        terms = theirs.get_loss_dict(mask_logits[-1], class_logits[-1], float_masks, classes, auxiliary)
+        return theirs.get_loss(terms)
+
+    def results(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        value = loss()
+        gradients = torch.autograd.grad(value, [states, features])
+        return (value.detach(), *gradients)
+
+    def difference() -> float:
+        with same_points():
+            return largest_difference(results(ours_loss), results(theirs_loss))
+
+    calls = {"ours": lambda: results(ours_loss), "transformers": lambda: results(theirs_loss)}
+    return Case(calls, difference, allowed=1e-4, aim=3.0, memory=True)
+
+
+def attention_case(size: int, *, backward: bool) -> Case:
+    """Deformable attention alone: every cell of three levels reads 4 points of each with 8 heads of 32 channels."""
+    shapes = [(size // stride, size // stride) for stride in LEVEL_STRIDES]
+    cells = sum(height * width for height, width in shapes)
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn((1, cells, HEADS, HEAD_CHANNELS), generator=generator)
+    grouped = (1, cells, HEADS, len(shapes), POINTS)
+    offsets = torch.randn((*grouped, 2), generator=generator) * 0.05  # of the canvas
+    places = cell_centres(shapes, device=values.device)[:, :, None, None, None] + offsets
+    weights = torch.rand(grouped, generator=generator).flatten(3).softmax(-1).view(grouped)
+    above = torch.randn((1, cells, HEADS * HEAD_CHANNELS), generator=generator)  # the gradient that comes in
+    sources = [tensor.requires_grad_(backward) for tensor in (values, places, weights)]
+
+    def results(read: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        if not backward:
+            with torch.inference_mode():
+                return (read(),)
+        output = read()
+        return (output.detach(), *torch.autograd.grad(output, sources, above))
+
+    reads: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: read_gathered(values, shapes, places, weights),
+        "ours, sampled": lambda: read_sampled(values, shapes, places, weights),
+        "transformers": lambda: multi_scale_deformable_attention(values, shapes, places, weights),
+    }
+
+    def difference() -> float:
+        expected = results(reads["transformers"])
+        return max(largest_difference(results(read), expected) for read in reads.values())
+
+    calls = {name: (lambda read=read: results(read)) for name, read in reads.items()}
+    return Case(calls, difference, allowed=1e-4)
+
+
+def rectangles(
+    images: int, count: int, size: int, generator: torch.Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`count` targets for each image: bool masks (count, size, size) and classes (count,)."""
+    corners = torch.randint(0, size // 2, (images, count, 2), generator=generator)
+    masks = torch.zeros((images, count, size, size), dtype=torch.bool)
+    for image, target in torch.cartesian_prod(torch.arange(images), torch.arange(count)).tolist():
+        top, left = corners[image, target].tolist()
+        masks[image, target, top : top + size // 3, left : left + size // 4] = True
+    return list(masks), list(torch.randint(0, NUM_LABELS, (images, count), generator=generator))
+
+
+@contextmanager
+def same_points() -> Iterator[None]:
+    """Within the block both sides draw the points of one table, by their number."""
+    real = torch.rand
+
+    def points(masks: int, count: int) -> Tensor:
+        return real((count, 2), generator=torch.Generator().manual_seed(count)).repeat(masks, 1, 1)
+
+    def rand(*size: Any, **further: Any) -> Tensor:
+        of_points = len(size) == 3 and size[2] == 2
+        return points(size[0], size[1]) if of_points else real(*size, **further)
+
+    with (
+        mock.patch.object(PointSource, "draw", lambda self, image, masks, count: points(masks, count)),
+        mock.patch.object(torch, "rand", rand),
+    ):
+        yield
+
+
+def largest_difference(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> float:
+    """Of all entries of all tensors, each tensor measured by its largest entry."""
+    return max(
+        float((first - second).abs().max() / second.abs().max().clamp(min=1e-30))
+        for first, second in zip(one, other, strict=True)
+    )
