@@ -1,4 +1,4 @@
-"""Trains a tiny model for 10 SGD steps in float64 with the trainer's own step, in one of several arrangements.
+"""Trains tiny models for 10 SGD steps in float64 with the trainer's own step, in one of several arrangements.
 
     python tests/model/distributed_worker.py OUT ACCUMULATION [FACTOR]
 
@@ -20,7 +20,31 @@ IMAGES, STEPS, QUERIES = 8, 10, 5
 COUNTS = ((3, 1, 7, 2, 0, 0, 0, 0), (1, 0, 2, 4, 5, 1, 0, 6))
 
 
-def build_model() -> HfMaskFormerForUniversalSegmentation:
+# What differs in each model: the family's three criteria.
+MODELS = {
+    "maskformer": {"loss_pixel_weight": 0.5},
+    "mask2former": {
+        "pixel_decoder": "deformable",
+        "query_decoder": "masked",
+        "criterion": "points",
+        "criterion_points": 64,
+        "loss_mask_weight": 5.0,
+    },
+    "panoptic-segformer": {
+        "pixel_decoder": "deformable_memory",
+        "query_decoder": "location",
+        "criterion": "location",
+        "mask_head": "none",
+        "class_head": "none",
+        "class_activation": "sigmoid",
+        "query_decoder_thing_mask_layers": 1,
+        "query_decoder_stuff_mask_layers": 2,
+        "thing_label_ids": [0, 2],
+    },
+}
+
+
+def build_model(name: str = "maskformer") -> HfMaskFormerForUniversalSegmentation:
     torch.manual_seed(0)
     backbone = {
         "model_type": "resnet",
@@ -34,6 +58,10 @@ def build_model() -> HfMaskFormerForUniversalSegmentation:
         backbone_config=backbone,
         backbone_freeze_batch_norm=True,
         pixel_decoder_dim=8,
+        pixel_decoder_heads=2,
+        pixel_decoder_layers=1,
+        pixel_decoder_ffn_dim=8,
+        pixel_decoder_dropout=0.0,
         mask_dim=8,
         query_decoder_dim=8,
         query_decoder_heads=2,
@@ -44,7 +72,7 @@ def build_model() -> HfMaskFormerForUniversalSegmentation:
         query_decoder_activation_dropout=0.0,
         num_queries=QUERIES,
         num_labels=3,
-        loss_pixel_weight=0.5,
+        **MODELS[name],
     )
     return HfMaskFormerForUniversalSegmentation(config).double()
 
@@ -72,7 +100,17 @@ def collate(images: list[dict]) -> dict:
 def main(out: str, accumulation: int, factor: float = 1.0) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    model = build_model()
+    saved = {}
+    for name in MODELS:
+        saved |= {f"{name}.{key}": value for key, value in trained(accelerator, name, accumulation, factor).items()}
+    if accelerator.is_main_process:
+        save_file(saved, out)
+    accelerator.end_training()
+
+
+def trained(accelerator: Accelerator, name: str, accumulation: int, factor: float) -> dict[str, torch.Tensor]:
+    """The losses of all steps, and the weights after the first and the last."""
+    model = build_model(name)
     if factor != 1.0:
         honest = model.loss_normalizer
         model.loss_normalizer = lambda *args, **kwargs: honest(*args, **kwargs) / factor
@@ -91,11 +129,8 @@ def main(out: str, accumulation: int, factor: float = 1.0) -> None:
         losses.append(values["loss"])
         if step in (0, STEPS - 1):
             state = accelerator.unwrap_model(model).state_dict()
-            saved |= {f"step{step}.{name}": tensor.clone() for name, tensor in state.items()}
-    if accelerator.is_main_process:
-        saved["losses"] = torch.tensor(losses, dtype=torch.float64)
-        save_file(saved, out)
-    accelerator.end_training()
+            saved |= {f"step{step}.{key}": tensor.clone() for key, tensor in state.items()}
+    return {**saved, "losses": torch.tensor(losses, dtype=torch.float64)}
 
 
 if __name__ == "__main__":

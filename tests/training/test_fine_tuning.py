@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from hf_maskformer.data.load import load
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
@@ -17,6 +18,7 @@ from hf_maskformer.training.checkpoint import newest_checkpoint
 from hf_maskformer.training.fine_tuning import class_rows, fine_tuned_model, freeze_parts
 from hf_maskformer.training.setup import build_model
 from hf_maskformer.training.train import train
+from model.variant_tester import build, tiny
 
 OLD_NAMES = ("sky", "Traffic-Light", "road")
 
@@ -163,6 +165,170 @@ def test_an_official_checkpoint_is_fine_tuned(tiny_run, tmp_path, caplog):
     assert all(torch.equal(after[name], before[name]) for name in before if "class_head" not in name)
     assert "2 classes instead of 3" in caplog.text
     assert "start anew (" not in caplog.text
+
+
+# --- Mask2Former and Panoptic SegFormer ------------------------------------------------------------------------------
+
+QUERY_TABLES = ("query_features", "query_positions")
+
+
+def saved(folder: Path, name: str, **fields) -> dict[str, torch.Tensor]:
+    """The weights of a shrunken preset (stuff "road" and "tree", thing "car", 6 queries) that lies in `folder`."""
+    model = build(tiny(name, **fields))
+    model.save_pretrained(folder)
+    return state(model)
+
+
+def labels_of(things: str, stuff: str) -> dict:
+    """Fields for classes in alphabetical order."""
+    names = sorted([*things.split(), *stuff.split()])
+    ids = [names.index(name) for name in things.split()]
+    return {"id2label": dict(enumerate(names)), "thing_label_ids": ids, "task": "panoptic"}
+
+
+def assert_rows(actual: torch.Tensor, stored: torch.Tensor, rows: list[int | None]) -> None:
+    """Row k is row `rows[k]` of `stored`, or, where that is None, none of them."""
+    assert len(actual) == len(rows)
+    for row, source in zip(actual, rows, strict=True):
+        equal = [number for number, other in enumerate(stored) if torch.equal(row, other)]
+        assert equal == ([] if source is None else [source])
+
+
+@pytest.mark.parametrize("number", [4, 9])
+def test_queries_of_mask2former_keep_feature_and_position(tmp_path, caplog, number):
+    before = saved(tmp_path, "mask2former-swin-tiny")
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path), {**labels_of("car dog", "road"), "num_queries": number})
+    after = new.state_dict()
+    kept = min(number, 6)
+    for table in QUERY_TABLES:
+        name = f"model.query_decoder.{table}.weight"
+        assert_rows(after[name], before[name], [*range(kept), *[None] * (number - kept)])
+    head = "model.class_head.projection.weight"
+    assert_rows(after[head], before[head], [2, None, 0, 3])  # car, dog, road, no object
+    for name, value in before.items():
+        if "class_head" not in name and not any(table in name for table in QUERY_TABLES):
+            assert torch.equal(after[name], value), name
+    assert "kept by their name: car, road; starting anew: dog" in caplog.text
+    assert f"{number} queries instead of 6; {kept} keep their weights, {number - kept} start anew" in caplog.text
+
+
+def test_fixed_queries_of_mask2former_go_with_their_classes(tmp_path):
+    fixed = {"matcher": "fixed", "task": "semantic", "thing_label_ids": [], "num_queries": 3}
+    before = saved(tmp_path, "mask2former-r50", **fixed)
+    new = fine_tuned_model(str(tmp_path), {**new_labels("car", "sky", "road")})
+    for table in QUERY_TABLES:
+        name = f"model.query_decoder.{table}.weight"
+        assert_rows(new.state_dict()[name], before[name], [2, None, 0])
+
+
+def test_an_official_mask2former_is_fine_tuned(tmp_path, caplog):
+    backbone = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
+    backbone |= {"window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    sizes = {"feature_size": 32, "mask_feature_size": 16, "hidden_dim": 32, "encoder_feedforward_dim": 48}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 4, "num_attention_heads": 4, "dim_feedforward": 48}
+    labels = {0: "road", 1: "Traffic-Light", 2: "sky"}
+    config = Mask2FormerConfig(backbone_config=backbone, id2label=labels, num_queries=7, **sizes)
+    torch.manual_seed(0)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    official = load_file(tmp_path / "model.safetensors")
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path), {**new_labels("cat", "sky", "traffic light"), "num_queries": 9})
+    after = new.state_dict()
+    assert_rows(after["model.class_head.projection.weight"], official["class_predictor.weight"], [None, 2, 1, 3])
+    for table, theirs in zip(QUERY_TABLES, ("queries_features", "queries_embedder"), strict=True):
+        stored = official[f"model.transformer_module.{theirs}.weight"]
+        assert_rows(after[f"model.query_decoder.{table}.weight"], stored, [*range(7), None, None])
+    name = "model.pixel_level_module.decoder.encoder.layers.0.self_attn.value_proj.weight"
+    assert torch.equal(after["model.pixel_decoder.layers.0.self_attention.value.weight"], official[name])
+    assert "kept by their name: sky, traffic light; starting anew: cat" in caplog.text
+    assert "9 queries instead of 7; 7 keep their weights, 2 start anew" in caplog.text
+    assert "start anew (" not in caplog.text
+    assert "are not used" not in caplog.text
+
+
+LOCATION = "model.query_decoder."
+
+
+@pytest.mark.parametrize("number", [5, 8])
+def test_panoptic_segformer_keeps_classes_stuff_and_queries_of_things(tmp_path, caplog, number):
+    """6 queries are 4 for things and 2 for stuff; with 3 classes of stuff 2 or 5 are left for things."""
+    before = saved(tmp_path, "panoptic-segformer-r50", thing_label_ids=[0, 2])  # things road and car, stuff tree
+    assert len(before[f"{LOCATION}thing_queries.weight"]) == 5
+    fields = {**labels_of("bus car road", "grass sky tree"), "num_queries": number}
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path), fields)
+    after = new.state_dict()
+    for layer in range(3):
+        for kind in ("weight", "bias"):  # a new bias is as all of them are at the start
+            name = f"{LOCATION}class_predictors.{layer}.{kind}"
+            assert torch.equal(after[name][[1, 2]], before[name][[1, 0]])
+        name = f"{LOCATION}class_predictors.{layer}.weight"
+        assert_rows(after[name], before[name], [None, 1, 0])  # bus, car, road
+    name = f"{LOCATION}stuff_queries.weight"
+    assert_rows(after[name], before[name], [None, None, 0])  # grass, sky, tree
+    things = number - 3
+    kept = min(things, 5)
+    name = f"{LOCATION}thing_queries.weight"
+    assert_rows(after[name], before[name], [*range(kept), *[None] * (things - kept)])
+    by_row = ("class_predictors", "stuff_queries", "thing_queries")
+    for name, value in before.items():
+        if not any(part in name for part in by_row):
+            assert torch.equal(after[name], value), name
+    assert "6 classes instead of 3; kept by their name: car, road, tree; starting anew: bus, grass" in caplog.text
+    message = f"{things} queries of things instead of 5; {kept} keep their weights, {things - kept} start anew"
+    assert (message in caplog.text) == (things != 5)
+
+
+def test_a_thing_that_becomes_stuff_starts_anew(tmp_path, caplog):
+    before = saved(tmp_path, "panoptic-segformer-r50", thing_label_ids=[0, 2])
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path), {"thing_label_ids": [2], "num_queries": 7})
+    after = new.state_dict()
+    name = f"{LOCATION}stuff_queries.weight"
+    assert_rows(after[name], before[name], [None, 0])  # road, tree
+    name = f"{LOCATION}class_predictors.0.weight"
+    assert_rows(after[name], before[name], [1])  # car
+    assert "kept by their name: tree, car; starting anew: road" in caplog.text
+
+
+def test_panoptic_segformer_without_stuff_leaves_its_parts_behind(tmp_path, caplog):
+    before = saved(tmp_path, "panoptic-segformer-r50")
+    with caplog.at_level(logging.WARNING):
+        new = fine_tuned_model(str(tmp_path), labels_of("car dog", ""))
+    name = f"{LOCATION}thing_queries.weight"
+    assert_rows(new.state_dict()[name], before[name], [0, 1, 2, 3, None, None])
+    assert f"are not used (of the checkpoint): {LOCATION}stuff_queries.weight" in caplog.text
+
+
+def test_the_same_panoptic_segformer_says_nothing(tmp_path, caplog):
+    before = saved(tmp_path, "panoptic-segformer-r50")
+    with caplog.at_level(logging.WARNING):
+        after = fine_tuned_model(str(tmp_path), {}).state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert "init_from" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mask2former-swin-tiny", "panoptic-segformer-r50"])
+def test_further_members_are_trained_from_other_classes_with_a_frozen_backbone(tiny_run, tmp_path, name):
+    before = saved(tmp_path / "stored", name, num_queries=16, image_size=[128, 128])
+    fields = {"config_overrides": {}, "max_steps": 2, "task": "panoptic", "freeze": ("backbone",)}
+    config = tiny_run(init_from=str(tmp_path / "stored"), **fields)
+    train(config)
+    after = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    changed = [key for key in before if key in after and before[key].shape == after[key].shape]
+    moved = {key.split(".")[1] for key in changed if not torch.equal(before[key], after[key])}
+    assert moved >= {"pixel_decoder", "query_decoder"}
+    assert "backbone" not in moved
+
+
+def test_parts_of_panoptic_segformer(tmp_path):
+    model = build(tiny("panoptic-segformer-r50"))
+    with pytest.raises(ValueError, match=r"'class_head'; the parts of this model are backbone, pixel_decoder, query"):
+        freeze_parts(model, ["class_head"])
+
+
+# --- through the options of a run ------------------------------------------------------------------------------------
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path):

@@ -12,6 +12,7 @@ from hf_maskformer.training.optimizer import (
     parameter_groups,
     set_learning_rate,
 )
+from model.variant_tester import build, tiny
 
 
 class Inner(nn.Module):
@@ -55,6 +56,57 @@ def test_a_swin_position_table_is_not_decayed():
     module.relative_position_bias_table = nn.Parameter(torch.zeros(9, 3))
     (group,) = parameter_groups(module, learning_rate=1.0, backbone_multiplier=0.1, weight_decay=0.5)
     assert group["weight_decay"] == 0.0
+
+
+def settings(name: str, **fields) -> dict[str, tuple[float, float]]:
+    """Rate and decay of every parameter of a shrunken preset."""
+    found = parameter_groups(
+        build(tiny(name, **fields)), learning_rate=1.0, backbone_multiplier=0.5, weight_decay=0.25
+    )
+    return {key: (group["lr"], group["weight_decay"]) for group in found for key in group["parameter_names"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("mask2former-r50", ("query_features", "query_positions", "level_codes")),
+        ("panoptic-segformer-r50", ("thing_queries", "stuff_queries")),
+    ],
+)
+def test_embeddings_and_norms_of_further_members_are_not_decayed(name, tables):
+    found = settings(name)
+    expected = {f"model.query_decoder.{table}.weight" for table in tables} | {"model.pixel_decoder.level_codes.weight"}
+    assert {key: found[key][1] for key in expected} == dict.fromkeys(expected, 0.0)
+    norms = [key for key in found if "norm" in key]
+    assert len(norms) > 20
+    assert {found[key][1] for key in norms} == {0.0}
+    decayed = {key for key, (_, decay) in found.items() if decay}
+    assert not [key for key in decayed if key.endswith("bias")]
+    assert {
+        "model.pixel_decoder.layers.0.self_attention.sampling_offsets.weight",
+        "model.pixel_decoder.layers.0.feed_forward.expand.weight",
+    } <= decayed
+
+
+@pytest.mark.parametrize("thing_label_ids", [[2], []])
+def test_places_of_panoptic_segformer_have_a_tenth_of_the_rate(thing_label_ids):
+    found = settings(
+        "panoptic-segformer-r50", thing_label_ids=thing_label_ids, num_queries=6 if thing_label_ids else 3
+    )
+    slow = {key for key, (rate, _) in found.items() if rate == pytest.approx(0.1)}
+    attentions = [f"model.pixel_decoder.layers.{layer}.self_attention.sampling_offsets" for layer in range(2)]
+    if thing_label_ids:
+        attentions += [f"model.query_decoder.layers.{layer}.cross_attention.sampling_offsets" for layer in range(3)]
+        attentions.append("model.query_decoder.reference_points")
+    assert slow == {f"{name}.{kind}" for name in attentions for kind in ("weight", "bias")}
+    others = {rate for key, (rate, _) in found.items() if key not in slow}
+    assert others == {1.0, 0.5}
+
+
+def test_places_of_mask2former_have_the_whole_rate():
+    found = settings("mask2former-swin-tiny")
+    assert found["model.pixel_decoder.layers.0.self_attention.sampling_offsets.weight"] == (1.0, 0.25)
+    assert {rate for rate, _ in found.values()} == {1.0, 0.5}
 
 
 def test_a_model_without_trainable_parameters_is_refused():

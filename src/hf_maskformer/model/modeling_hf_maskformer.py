@@ -213,7 +213,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         mask_labels: Sequence[Tensor] | None = None,
         class_labels: Sequence[Tensor] | None = None,
         loss_normalizer: Tensor | None = None,
-        point_seeds: Tensor | None = None,
+        point_seeds: Sequence[int] | Tensor | None = None,
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -229,7 +229,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             class_labels: B tensors (N_i,) int64.
             loss_normalizer: (3,) from `model.loss_normalizer(...)` for a whole accumulation window; None: this batch,
                 summed over processes.
-            point_seeds: (B,) int64, of this step's random points in each image (`criterion: points`); None: torch's
+            point_seeds: B integers, of this step's random points in each image (`criterion: points`); None: torch's
                 global generator.
             output_auxiliary_logits: Return the earlier layers' logits too.
 
@@ -294,7 +294,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
         normalizer: Tensor | None,
-        point_seeds: Tensor | None,
+        point_seeds: Sequence[int] | Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if normalizer is None:
             # A collective call outside training would hang when processes evaluate different numbers of batches.

@@ -61,14 +61,14 @@ class PointCriterion(Criterion):
         pixel_mask: Tensor | None,
         pixel_logits: Tensor | None,
         normalizer: Tensor,
-        point_seeds: Tensor | None = None,
+        point_seeds: Sequence[int] | Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss of the L layers of B images; `Criterion.forward` says what the arguments in common are.
 
         Args:
             predictions: Of each layer, with mask logits or without.
             mask_features: (B, E, h, w).
-            point_seeds: (B,) int64, one for each image and step; None: torch's global generator.
+            point_seeds: B integers, one for each image and step; None: torch's global generator.
 
         Raises:
             ValueError: Targets of wrong number, size or class.

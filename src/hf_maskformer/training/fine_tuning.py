@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 
-# Parameters whose first dimension counts classes (K), classes and "no object" (K + 1), queries (Q) or stuff classes.
+# Parameters whose first dimension counts classes (K), classes and "no object" (K + 1), queries (Q), queries of things,
+# classes of things or classes of stuff.
 ROWS = (
     (re.compile(r"model\.class_head\.projection\.(weight|bias)"), "classes and no object"),
     (re.compile(r"pixel_classifier\.(weight|bias)"), "classes"),
-    (re.compile(r"model\.query_decoder\.query_positions\.weight"), "queries"),
+    (re.compile(r"model\.query_decoder\.query_(positions|features)\.weight"), "queries"),
+    (re.compile(r"model\.query_decoder\.thing_queries\.weight"), "thing queries"),
+    (re.compile(r"model\.query_decoder\.class_predictors\.\d+\.(weight|bias)"), "things"),
     (re.compile(r"model\.query_decoder\.stuff_queries\.weight"), "stuff"),
 )
 PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # what is written where nobody gave names
@@ -34,7 +37,7 @@ class Transfer(NamedTuple):
     """Which rows and parameters of the new model come from where."""
 
     class_rows: list[int | None]  # for each new class the stored class of its name
-    query_rows: list[int | None]  # for each new query a stored one
+    query_rows: list[int | None]  # for each new query (of "location": of things) a stored one
     new_parameters: list[str]  # that the checkpoint lacks
     unused_parameters: list[str]  # of the checkpoint, that the new model lacks
 
@@ -47,9 +50,11 @@ def fine_tuned_model(source: str, fields: Mapping[str, Any]) -> HfMaskFormerForU
         fields: configuration fields that replace the checkpoint's: labels, task, `num_queries`, ...
 
     Classes that both label sets name alike (capitals, spaces, hyphens and underscores do not count) keep their rows in
-    class head and per-pixel classifier, and so does "no object". Of more queries the stored ones come first, of fewer
-    the first are kept; with `matcher="fixed"` before and after, a query goes with its class. Other rows, and
-    parameters that the checkpoint lacks, are as the model initialises them; a warning says which.
+    class heads and per-pixel classifier, and so does "no object". Of more queries the stored ones come first, of fewer
+    the first are kept; a query that belongs to a class goes with it: with `matcher="fixed"` before and after, and
+    stuff of "anchored" and "location". The latter has no weights in common for things and stuff, so a class that
+    changes between them starts anew. Other rows, and parameters that the checkpoint lacks, are as the model
+    initialises them; a warning says which.
 
     Raises:
         ValueError: `source` cannot be loaded, or one of `fields` changes the shape of another parameter; names the
@@ -102,10 +107,17 @@ def transfer_weights(
     """
     config = model.config
     classes = class_rows(names_of(stored_config), names_of(config))
+    if config.query_decoder == "location":
+        classes = same_kind(stored_config, config, classes)
     queries = query_rows(stored_config, config, classes)
-    no_object: list[int | None] = [*classes, stored_config.num_labels]
-    stuff = stuff_rows(stored_config, config, classes)
-    rows = {"classes": classes, "classes and no object": no_object, "queries": queries, "stuff": stuff}
+    rows: dict[str, list[int | None]] = {
+        "classes": classes,
+        "classes and no object": [*classes, stored_config.num_labels],
+        "queries": queries,
+        "thing queries": queries,
+        "things": places_among(thing_labels(stored_config), thing_labels(config), classes),
+        "stuff": places_among(stuff_labels(stored_config), stuff_labels(config), classes),
+    }
     targets = model.state_dict()
     for name, target in targets.items():
         if name not in weights:
@@ -160,19 +172,37 @@ def names_of(config: Any) -> list[str]:
 
 
 def query_rows(stored: Any, wanted: Any, classes: Sequence[int | None]) -> list[int | None]:
-    """For each query the stored query it begins as, or None for a new one."""
-    rows: list[int | None] = [number if number < stored.num_queries else None for number in range(wanted.num_queries)]
+    """For each query the stored query it begins as, or None for a new one; of "location" for the queries of things."""
+    known, count = own_queries(stored), own_queries(wanted)
+    rows: list[int | None] = [number if number < known else None for number in range(count)]
     if stored.matcher == wanted.matcher == "fixed":  # query k is the query of class k
         further = range(stored.num_labels, stored.num_queries)
         rows = [*classes, *further, *[None] * wanted.num_queries][: wanted.num_queries]
     return rows
 
 
-def stuff_rows(stored: Any, wanted: Any, classes: Sequence[int | None]) -> list[int | None]:
-    """For each class of stuff its place among the stored classes of stuff, or None."""
-    places = {label: place for place, label in enumerate(stuff_labels(stored))}
-    taken = [classes[label] for label in stuff_labels(wanted)]
+def own_queries(config: Any) -> int:
+    """Queries that belong to no class; all of them but for "location", whose stuff has queries of its own."""
+    if config.query_decoder != "location":
+        return config.num_queries
+    return config.num_queries - len(stuff_labels(config)) if config.thing_label_ids else 0
+
+
+def same_kind(stored: Any, wanted: Any, classes: Sequence[int | None]) -> list[int | None]:
+    """`classes` without those that were things and are stuff now, or the other way round."""
+    things, others = set(thing_labels(wanted)), set(thing_labels(stored))
+    return [row if (label in things) == (row in others) else None for label, row in enumerate(classes)]
+
+
+def places_among(stored: Sequence[int], wanted: Sequence[int], classes: Sequence[int | None]) -> list[int | None]:
+    """For each of the wanted labels the place of its stored class among the stored labels, or None."""
+    places = {label: place for place, label in enumerate(stored)}
+    taken = [classes[label] for label in wanted]
     return [None if label is None else places.get(label) for label in taken]
+
+
+def thing_labels(config: Any) -> list[int]:
+    return sorted(config.thing_label_ids or ())
 
 
 def stuff_labels(config: Any) -> list[int]:
@@ -201,7 +231,7 @@ def responsible(mismatch: ShapeMismatch, source: str, changed: Mapping[str, Any]
 def report(source: str, stored: Any, wanted: Any, transfer: Transfer) -> None:
     """Say what was kept and what starts anew."""
     old_names, new_names = names_of(stored), names_of(wanted)
-    if old_names != new_names:
+    if old_names != new_names or None in transfer.class_rows:
         kept = [name for name, row in zip(new_names, transfer.class_rows, strict=True) if row is not None]
         fresh = [name for name, row in zip(new_names, transfer.class_rows, strict=True) if row is None]
         logger.warning(
@@ -213,11 +243,13 @@ def report(source: str, stored: Any, wanted: Any, transfer: Transfer) -> None:
     if wanted.query_decoder == "anchored":  # no weights of their own
         if stored.num_queries != wanted.num_queries:
             logger.warning("init_from %s: %d queries instead of %d", source, wanted.num_queries, stored.num_queries)
-    elif stored.num_queries != wanted.num_queries or transfer.query_rows != list(range(wanted.num_queries)):
+    elif transfer.query_rows != list(range(own_queries(stored))):
         kept_queries = sum(row is not None for row in transfer.query_rows)
+        of_things = " of things" if wanted.query_decoder == "location" else ""
         logger.warning(
-            "init_from %s: %d queries instead of %d; %d keep their weights, %d start anew",
-            *(source, wanted.num_queries, stored.num_queries, kept_queries, wanted.num_queries - kept_queries),
+            "init_from %s: %d queries%s instead of %d; %d keep their weights, %d start anew",
+            *(source, len(transfer.query_rows), of_things, own_queries(stored), kept_queries),
+            len(transfer.query_rows) - kept_queries,
         )
     for what, names in (("start anew", transfer.new_parameters), ("are not used", transfer.unused_parameters)):
         if names:

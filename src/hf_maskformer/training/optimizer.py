@@ -1,7 +1,8 @@
 """AdamW groups by parameter name, and the learning rate as a pure function of step and progress.
 
 MaskFormer trains the backbone with a tenth of the learning rate (ResNet) or the same (Swin), and decays no norm, bias,
-embedding or position table (Cheng et al., NeurIPS 2021, section 4 and the released configurations).
+embedding or position table (Cheng et al., NeurIPS 2021, section 4 and the released configurations). Mask2Former does
+the same. Panoptic SegFormer also trains what places are computed from with a tenth of the rate: `is_placing`.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_maskformer.model.query_decoder_location import LocationQueryDecoder
 from hf_maskformer.training.layer_decay import layer_scales
 
 BACKBONE_PREFIX = "model.backbone."
@@ -20,6 +22,9 @@ POLY_POWER = 0.9  # MaskFormer, section 4.1: "poly" learning rate schedule
 STEP_FACTOR = 0.1  # Mask2Former, section 4.1: multiplied at the fractions 0.9 and 0.95 of the training steps
 # Last component of a parameter's name that holds an embedding or a position table rather than a weight matrix.
 NO_DECAY_NAME = re.compile(r"embed|position|token|relative_position_bias_table")
+# Deformable DETR (Zhu et al., ICLR 2021, section 5) and, after it, Panoptic SegFormer; Mask2Former's code does not.
+PLACING_NAME = re.compile(r"\b(sampling_offsets|reference_points)\.")
+PLACING_MULTIPLIER = 0.1
 
 
 def parameter_groups(
@@ -33,7 +38,7 @@ def parameter_groups(
     """Up to four groups, {backbone, rest} x {decayed, not}, each with the `parameter_names` it holds, in model order.
 
     Parameters that do not require a gradient are left out; shared ones appear once. With `layer_decay` the backbone's
-    groups are split further, by depth.
+    groups are split further, by depth; so is the rest in a model with a location decoder, by `is_placing`.
 
     Raises:
         ValueError: no parameter requires a gradient, or `layer_decay` is given for a backbone of unknown depth or
@@ -41,6 +46,7 @@ def parameter_groups(
     """
     scales = {} if layer_decay is None else backbone_scales(model, layer_decay)
     groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
+    located = any(isinstance(module, LocationQueryDecoder) for module in model.modules())
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -50,13 +56,13 @@ def parameter_groups(
             full_name = f"{module_name}.{name}" if module_name else name
             in_backbone = full_name.startswith(BACKBONE_PREFIX)
             decayed = is_decayed(module, name, parameter)
-            scale = scales.get(full_name, 1.0)
+            scale = PLACING_MULTIPLIER if located and is_placing(full_name) else scales.get(full_name, 1.0)
             group = groups.setdefault(
                 (in_backbone, decayed, scale),
                 {
                     "params": [],
                     "parameter_names": [],
-                    "lr": learning_rate * (backbone_multiplier * scale if in_backbone else 1.0),
+                    "lr": learning_rate * ((backbone_multiplier if in_backbone else 1.0) * scale),
                     "weight_decay": weight_decay if decayed else 0.0,
                 },
             )
@@ -78,6 +84,11 @@ def backbone_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     if not body:
         raise ValueError(f"layer_decay is {layer_decay}, but no parameter of the backbone is trained")
     return layer_scales(body, layer_decay)
+
+
+def is_placing(name: str) -> bool:
+    """Whether a parameter says where deformable attention looks; in a backbone nothing does."""
+    return PLACING_NAME.search(name) is not None and not name.startswith(BACKBONE_PREFIX)
 
 
 def is_decayed(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:

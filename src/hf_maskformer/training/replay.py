@@ -135,7 +135,7 @@ def run_process(model: Any, window: list[dict[str, Any]], record: dict[str, Any]
         one.recorded = record["terms"][number] if number < len(record["terms"]) else {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             try:
-                outputs = model(**model_inputs(batch), loss_normalizer=normalizer)
+                outputs = model(**model_inputs(batch, record["step"]), loss_normalizer=normalizer)
             except FloatingPointError as error:
                 one.error = str(error)
             else:
@@ -146,7 +146,7 @@ def run_process(model: Any, window: list[dict[str, Any]], record: dict[str, Any]
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # the pass may have spoilt the batch norms' statistics
             one.findings = {
-                image_id: look_at_image(model, batch, index, normalizer, dtype)
+                image_id: look_at_image(model, model_inputs(batch, record["step"]), index, normalizer, dtype)
                 for index, image_id in enumerate(stored["image_ids"])
             }
         yield one
@@ -156,13 +156,13 @@ def run_process(model: Any, window: list[dict[str, Any]], record: dict[str, Any]
 
 @torch.no_grad()
 def look_at_image(
-    model: Any, batch: dict[str, Any], index: int, normalizer: torch.Tensor, dtype: torch.dtype | None
+    model: Any, inputs: dict[str, Any], index: int, normalizer: torch.Tensor, dtype: torch.dtype | None
 ) -> list[str]:
     """What is not finite for one image alone, so that the others of its batch cannot be the cause.
 
     In evaluation mode, because batch norms in training spread a value that is not finite over the whole batch.
     """
-    alone = {name: value[index : index + 1] for name, value in model_inputs(batch).items()}
+    alone = {name: value[index : index + 1] for name, value in inputs.items()}
     found = [] if alone["pixel_values"].isfinite().all() else ["pixel_values"]
     found += [] if alone["mask_labels"][0].isfinite().all() else ["mask_labels"]
     model.eval()

@@ -1,6 +1,7 @@
 """One optimizer step: the forward and backward passes of an accumulation window, clipping, the update."""
 
 import math
+import zlib
 from contextlib import nullcontext
 from typing import Any
 
@@ -35,7 +36,7 @@ def training_step(
         for position, batch in enumerate(window):
             last = position == len(window) - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                outputs = forward_together(accelerator, model, batch, normalizer)
+                outputs = forward_together(accelerator, model, model_inputs(batch, step), normalizer)
                 accelerator.backward(outputs.loss)
             named = loss_terms(outputs)
             names, terms = list(named), torch.stack(list(named.values()))
@@ -81,10 +82,10 @@ def loss_terms(outputs: Any) -> dict[str, torch.Tensor]:
 
 
 def forward_together(
-    accelerator: Accelerator, model: torch.nn.Module, batch: dict[str, Any], normalizer: torch.Tensor
+    accelerator: Accelerator, model: torch.nn.Module, inputs: dict[str, Any], normalizer: torch.Tensor
 ) -> Any:
     """One forward pass; a FloatingPointError on one process is one on all, which would else wait for its gradient."""
-    inputs = {**model_inputs(batch), "loss_normalizer": normalizer}
+    inputs = {**inputs, "loss_normalizer": normalizer}
     if is_sharded(model):
         return forward_sharded(accelerator, model, inputs)
     if accelerator.num_processes == 1:
@@ -142,5 +143,11 @@ def leave_step(model: torch.nn.Module, optimizer: Any, buffers: list[torch.Tenso
         buffer.copy_(before)
 
 
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: batch[name] for name in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+def model_inputs(batch: dict[str, Any], step: int) -> dict[str, Any]:
+    """What the model is given of a batch, with a seed for each image's random points.
+
+    The seed depends on step and image alone: the points are the same however the images of a step are spread.
+    """
+    names = ("pixel_values", "pixel_mask", "mask_labels", "class_labels")
+    seeds = [zlib.crc32(f"{step}:{image_id}".encode()) for image_id in batch["image_ids"]]
+    return {**{name: batch[name] for name in names}, "point_seeds": seeds}
