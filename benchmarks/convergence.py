@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "queries from pixels, bipartite": {**PUBLISHED_MATCHING, "mask_head": "located_dot_product"},
         "queries from pixels, paraboloid, bipartite": PUBLISHED_MATCHING,
         "without shared assignment": {"matcher_layers": "each"},
-        "initial weights as torch's modules": {"initialization": "torch"},
+        "initial weights as published": {"initialization": "published"},
         "with one-to-many mask losses": {"loss_one_to_many_weight": 1.0},
         "learning rate 3e-4": {"train": {"learning_rate": 3e-4}},
         "learning rate 3e-3": {"train": {"learning_rate": 3e-3}},

@@ -132,6 +132,23 @@ LIGHT: dict[str, Any] = {
     "criterion_resolution": "prediction",
     "loss_pixel_weight": 1.0,
 }
+# Of the light forms of Mask2Former and Panoptic SegFormer.
+LIGHT_SIZES: dict[str, Any] = {
+    "pixel_decoder_dim": 64,
+    "pixel_decoder_heads": 4,
+    "pixel_decoder_layers": 3,
+    "pixel_decoder_ffn_dim": 256,
+    "pixel_decoder_dropout": 0.0,
+    "mask_dim": 64,
+    "query_decoder_dim": 128,
+    "query_decoder_heads": 4,
+    "query_decoder_ffn_dim": 512,
+    "query_decoder_dropout": 0.0,
+    "query_decoder_attention_dropout": 0.0,
+    "query_decoder_activation_dropout": 0.0,
+    "num_queries": 100,
+    "criterion_points": 3136,
+}
 PRESETS: dict[str, Preset] = {
     "maskformer-r50": Preset(
         summary="ResNet-50, FPN, 6 decoder layers; the published semantic model",
@@ -196,6 +213,7 @@ PRESETS: dict[str, Preset] = {
         fields={
             **LIGHT,
             "query_decoder": "anchored",
+            "initialization": "torch",  # starts faster from random weights, see docs/paper_index.md
             "mask_head": "anchored_dot_product",
             "matcher": "located",
             "matcher_layers": "last",
@@ -203,6 +221,11 @@ PRESETS: dict[str, Preset] = {
             "loss_class_weight": 2.0,
             "loss_dice_weight": 5.0,
         },
+    ),
+    "mask2former-light": Preset(
+        summary="narrow ResNet-18, 64-wide deformable pixel decoder, 6 layers of masked attention; trains on a laptop",
+        paper=MASK2FORMER,
+        fields=_mask2former(LIGHT["backbone_config"], **LIGHT_SIZES, query_decoder_layers=6, image_size=[512, 512]),
     ),
     "mask2former-r50": Preset(
         summary="ResNet-50, deformable pixel decoder, 9 layers of masked attention",
@@ -234,6 +257,18 @@ PRESETS: dict[str, Preset] = {
         summary="Swin-B (window 12), deformable pixel decoder, 9 layers of masked attention",
         paper=MASK2FORMER,
         fields=_mask2former(_swin(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12)),
+    ),
+    "panoptic-segformer-light": Preset(
+        summary="narrow ResNet-18, 64-wide deformable encoder, 100 queries for things; trains on a laptop",
+        paper=PANOPTIC_SEGFORMER,
+        fields=_panoptic_segformer(
+            LIGHT["backbone_config"],
+            **LIGHT_SIZES,
+            query_decoder_layers=3,
+            query_decoder_thing_mask_layers=2,
+            query_decoder_stuff_mask_layers=2,
+            image_size=[512, 512],
+        ),
     ),
     "panoptic-segformer-r50": Preset(
         summary="ResNet-50, deformable encoder, things by boxes, masks from attention maps",

@@ -111,6 +111,12 @@ NOTES = {
         "docs/paper_index.md",
         "Training on a laptop, tests, teaching, and small data sets with few classes.",
     ),
+    "mask2former-light": Note(
+        "Mask2Former light",
+        f"Our own reduction: {OURS}. It has the published parts at a quarter to a half of their width, fewer layers "
+        "and a quarter of the points",
+        "Training on a laptop, tests, teaching, and small data sets with few classes.",
+    ),
     "mask2former-r50": Note(
         "Mask2Former with ResNet-50",
         "The model of Tables 1 to 3",
@@ -135,6 +141,12 @@ NOTES = {
         "Mask2Former with Swin-B",
         "The model of Tables 1 to 3; backbone: Liu et al., Swin Transformer, ICCV 2021",
         "The most accurate of these presets in the paper's comparison, and the slowest; meant for a GPU.",
+    ),
+    "panoptic-segformer-light": Note(
+        "Panoptic SegFormer light",
+        f"Our own reduction: {OURS}. It has the published parts at a quarter to a half of their width and fewer "
+        "layers",
+        "Training on a laptop, tests and teaching.",
     ),
     "panoptic-segformer-r50": Note(
         "Panoptic SegFormer with ResNet-50",
