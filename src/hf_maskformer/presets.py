@@ -259,7 +259,7 @@ PRESETS: dict[str, Preset] = {
         fields=_mask2former(_swin(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12)),
     ),
     "panoptic-segformer-light": Preset(
-        summary="narrow ResNet-18, 64-wide deformable encoder, 100 queries for things; trains on a laptop",
+        summary="narrow ResNet-18, 64-wide deformable encoder, 100 queries for things and stuff; trains on a laptop",
         paper=PANOPTIC_SEGFORMER,
         fields=_panoptic_segformer(
             LIGHT["backbone_config"],

@@ -1,4 +1,4 @@
-"""Mask decoder of Panoptic SegFormer: the masks are made of the attention maps (Li et al., CVPR 2022, sec. 3.4).
+"""Mask decoder of Panoptic SegFormer: the masks are made of the attention maps (Li et al., CVPR 2022, sec. 3.3.3).
 
 What a query looks at is where its object lies, so the scores before the softmax are the mask: each head's map of each
 level through a small linear layer, the coarser maps brought to the finest, all summed with learned weights.

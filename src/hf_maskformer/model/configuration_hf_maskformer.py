@@ -88,7 +88,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
         class_activation: How class logits become probabilities.
         criterion: `"dense"`: losses of whole masks, with the focal loss (MaskFormer); `"points"`: matching and losses
             on sampled points, with the binary cross-entropy (Mask2Former, sec. 3.3.2); `"location"`: boxes, sigmoid
-            classes and dice (Panoptic SegFormer, sec. 3.5).
+            classes and dice (Panoptic SegFormer, sec. 3.4).
         criterion_queries_per_target: Queries of a target that go on to the mask decoder in training (`"location"`).
         criterion_points: Points of `"points"`, for matching and for the loss of each mask.
         criterion_oversample_ratio: Candidates for a loss point; the least certain ones are taken.

@@ -1,4 +1,4 @@
-"""Loss of Panoptic SegFormer (Li et al., CVPR 2022, sec. 3.5; official `panformer_head.py`).
+"""Loss of Panoptic SegFormer (Li et al., CVPR 2022, sec. 3.4; official `panformer_head.py`).
 
 Things are matched in every location layer by class and box. The best queries of each target in the last layer go on to
 the mask decoder and are matched again, with their masks. Stuff needs no matching: a class has its query.

@@ -1,6 +1,6 @@
 """Mask-wise merging: whole masks are painted one after the other, the most trusted first.
 
-Panoptic SegFormer (Li et al., CVPR 2022), section 3.4 and its code, for the outputs of any member of the family. The
+Panoptic SegFormer (Li et al., CVPR 2022), section 3.5 and its code, for the outputs of any member of the family. The
 conventions at the head of `postprocess` hold, with one difference that the published code makes too: mask
 probabilities are resized, not mask logits. Masks that come from attention are exactly 0 over most of an image; logits
 of such values would move the border inwards.

@@ -22,6 +22,8 @@ ADAPTERS_FILE = "adapters.safetensors"  # of a checkpoint
 ADAPTER_NAME = "default"
 # As PEFT names what it puts into a layer: `query.base_layer.weight`, `query.lora_A.default.weight`.
 ADAPTER_WEIGHT = re.compile(r"\.lora_[AB]\.")
+# Panoptic SegFormer's sums of attention maps: a few numbers each, and read without a call of the layer.
+MASK_SUMS = re.compile(r"\.masks\.(by_level\.\d+|fuse)(\.|$)")
 BASE_LAYER = ".base_layer."
 
 
@@ -72,12 +74,13 @@ def adaptable_layers(model: HfMaskFormerForUniversalSegmentation, prefix: str) -
         if name.startswith(prefix)
         and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
         and f"{name}.weight" not in idle
+        and not MASK_SUMS.search(name)
     ]
 
 
 def is_trained_whole(name: str) -> bool:
     part = name.removeprefix("model.").split(".")[0]
-    return "head" in part or part == "pixel_classifier" or rows_of(name) is not None
+    return "head" in part or part == "pixel_classifier" or rows_of(name) is not None or bool(MASK_SUMS.search(name))
 
 
 def has_adapters(model: nn.Module) -> bool:
