@@ -68,7 +68,7 @@ def main() -> None:
         parser.error(f"--only: suite {arguments.suite!r} has no case {unknown[0]!r}, only {', '.join(cases)}")
     if arguments.peak is not None:
         name, side = arguments.peak
-        print(json.dumps(peak_of(cases[name](arguments.size).calls[side])))
+        print(json.dumps(peak_of(cases[name](arguments.size), side)))
         return
     rows = [row for name in arguments.only or cases for row in measured(name, cases[name], arguments)]
     report = {
@@ -100,7 +100,7 @@ def measured(name: str, build: Callable[[int], Case], arguments: argparse.Namesp
     if not difference <= case.allowed:
         raise SystemExit(f"{name}: the sides' results differ by {difference:.1e}; allowed is {case.allowed:.0e}")
     seconds = medians(case.calls, warm_up=arguments.warm_up, repeats=arguments.repeats)
-    peaks = {side: in_own_process(name, side, arguments) for side in case.calls} if case.memory else {}
+    peaks = {side: in_own_process(name, side, arguments) for side in case.calls} if case.inputs else {}
     rows = []
     for side in case.calls:
         if side == PEER:
@@ -135,14 +135,15 @@ def in_own_process(case: str, side: str, arguments: argparse.Namespace) -> dict[
     return json.loads(output.splitlines()[-1])
 
 
-def peak_of(call: Callable[[], Any]) -> dict[str, float]:
+def peak_of(case: Case, side: str) -> dict[str, float]:
     """The peak as the process sees it in one call and as the tensors add up in another, after a third to warm up."""
+    call = case.calls[side]
     call()
     before = resident("VmRSS")
     reset_peak()
     call()
     resident_mib = (resident("VmHWM") - before) / MIB
-    with LiveBytes([]) as live:
+    with LiveBytes(list(case.inputs)) as live:
         call()
     return {"peak_mib": live.peak / MIB, "resident_mib": resident_mib}
 
