@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOGARITHM_OF = 6  # times two: 64 factors
+
 
 def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (Lin et al. 2017), averaged over the valid pixels: (M, P), (M, P), (M, P) -> (M,)."""
@@ -51,16 +53,38 @@ def pairwise_mask_costs(
     return focal, 1 - (2 * overlap + 1) / (areas + 1)
 
 
-def pairwise_point_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy (mean over points) and dice cost of every pair: (B, Q, P), (B, N, P) -> twice (B, Q, N)."""
-    targets_by_point = targets.transpose(1, 2)  # (B, P, N)
-    # -log(1 - p) is softplus(x), and -log p is softplus(x) - x.
-    outside = F.softplus(logits).sum(-1, keepdim=True)  # (B, Q, 1)
-    cross_entropy = (outside - torch.bmm(logits, targets_by_point)) / logits.shape[-1]
-    probabilities = logits.sigmoid()
-    overlap = torch.bmm(probabilities, targets_by_point)
-    areas = probabilities.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :]
-    return cross_entropy, 1 - (2 * overlap + 1) / (areas + 1)
+class PairSums:
+    """Costs of every pair of R predicted and N target masks, from points that come in chunks.
+
+    Both costs are functions of sums over points; the sums are all that is kept.
+    """
+
+    def __init__(self, predictions: int, targets: int, like: Tensor) -> None:
+        """`like`: of the dtype and device of the logits."""
+        self.outside, self.area = like.new_zeros((2, predictions)).unbind()
+        self.product, self.overlap = like.new_zeros((2, targets, predictions)).unbind()
+        self.target_area = like.new_zeros((targets, 1))
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """`logits` (R, p), which are overwritten, and `targets` (N, p) at p more points."""
+        self.product += targets @ logits.T
+        # -log(1 - p) is softplus(x) = max(x, 0) - log(sigmoid(|x|)), and -log p is softplus(x) - x.
+        self.outside += logits.relu().sum(1)
+        probabilities = logits.sigmoid_()
+        certainty = torch.maximum(probabilities, 1 - probabilities)  # sigmoid(|x|), 0.5 to 1
+        for _ in range(LOGARITHM_OF):  # the logarithm of a product instead of many logarithms: at least 0.5 ** 64
+            if certainty.shape[1] % 2 == 0:
+                one, other = certainty.chunk(2, dim=1)
+                certainty = one * other
+        self.outside -= certainty.log().sum(1)
+        self.area += probabilities.sum(1)
+        self.overlap += targets @ probabilities.T
+        self.target_area += targets.sum(1, keepdim=True)
+
+    def costs(self, points: int) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy (mean over the points) and dice cost: (R, N) each."""
+        dice = 1 - (2 * self.overlap + 1) / (self.area + self.target_area + 1)
+        return ((self.outside - self.product) / points).T, dice.T
 
 
 def class_loss(logits: Tensor, targets: Tensor, *, no_object_weight: float) -> Tensor:

@@ -1,31 +1,39 @@
 """Mask2Former's criterion: matching and mask losses on sampled points (Cheng et al., CVPR 2022, sec. 3.3.2).
 
 What costs time and memory in a dense criterion are the mask logits of all queries in all layers. Here they never
-exist: for matching, the per-pixel embedding is sampled once and multiplied with the queries of each layer; for the
-loss, masks are made of the matched queries only. (The paper's loss points differ from mask to mask, and a sampled
-embedding of 256 channels for each would be larger than the mask itself.)
+exist. For matching, the per-pixel embedding is read at a few hundred points at a time and multiplied with the queries
+of all layers at once: costs are sums over points, so that no chunk outlives its sums. For the loss, masks are made of
+the matched queries only, of all layers in one product. (The paper's loss points differ from mask to mask, and a
+sampled embedding of 256 channels for each would be larger than the mask itself.)
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .criterion import Criterion, call
-from .losses import pairwise_point_costs
+from .criterion import Criterion
+from .losses import PairSums
 from .mask_head import DotProductMaskHead
 from .matcher import Match
 from .point_sampling import (
     PointSource,
     most_uncertain,
-    sample_all_targets,
     sample_maps,
     sample_targets,
     valid_cells,
 )
 from .targets import Targets, prepare_targets, within_unit
+
+# Logits of (queries x points) that exist at one time while matching: on a CPU most of them stay in its caches.
+MATCHED_AT_ONCE = {"cpu": 2**20}
+# Candidate points of the loss at one time, over all masks.
+CANDIDATES_AT_ONCE = {"cpu": 2**18}
+AT_ONCE_ELSEWHERE = 2**25  # 128 MiB of float32
 
 
 class Predicted(Protocol):
@@ -82,14 +90,16 @@ class PointCriterion(Criterion):
             targets = prepare_targets(mask_labels, class_labels, pixel_mask, num_images=classes.shape[1])
             size = (mask_features.shape[2], mask_features.shape[3])
             cells, extents = valid_cells(targets.valid, size)  # (B, h, w), (B, 2)
-            # Beyond the image the embedding counts as zero, as it does beyond the canvas: padding is not looked at.
-            features = mask_features.to(dtype) * cells[:, None]  # (B, E, h, w)
+            features = mask_features.to(dtype)  # (B, E, h, w)
             source = PointSource(extents, point_seeds)
-            matches, _ = self._match_points(
-                classes.detach(), states.detach(), features.detach(), targets, source, mask_head
+            known_cells = None if pixel_mask is None else cells
+            matches, padded = self._match_points(
+                classes.detach(), states.detach(), features.detach(), known_cells, targets, source, mask_head
             )
             mask_count, class_count, image_count = normalizer.to(device=classes.device, dtype=dtype).unbind()
-            bce, dice = self._point_terms(states, features, targets, matches, source, mask_head)
+            # Beyond the image masks count as zero, as they do beyond the canvas: padding is not looked at.
+            groups = self._groups(matches, cells if padded else None)
+            bce, dice = self._point_terms(states, features, targets, groups, source, mask_head)
             by_layer = {
                 "loss_class": self._class_term(classes, targets, matches) / class_count,
                 "loss_mask": bce / mask_count,
@@ -107,83 +117,182 @@ class PointCriterion(Criterion):
         classes: Tensor,
         states: Tensor,
         features: Tensor,
+        cells: Tensor | None,
         targets: Targets,
         source: PointSource,
         mask_head: DotProductMaskHead,
     ) -> tuple[list[list[Match]], bool]:
-        """Assignments of every layer and image; one set of uniform points for each image."""
-        layers, images = classes.shape[:2]
-        points = torch.cat([source.draw(image, 1, self.points) for image in range(images)])  # (B, P, 2)
-        points = points.to(features.dtype)
-        at_points = sample_maps(features, points)  # (B, E, P)
-        wanted = sample_all_targets(targets.masks, points)  # (B, N, P)
-        finite = torch.stack(
+        """Assignments of every layer and image, and whether any pixel is padding.
+
+        One set of uniform points for each image. `cells` (B, h, w) are those that hold image, None: all.
+        """
+        layers, images, queries = classes.shape[:3]
+        first = layers - 1 if self.matched_layers == "last" else 0  # of the layers that are matched
+        embedding = mask_head.embedding(states[first:]).to(features.dtype)  # (L, B, Q, E)
+        by_image = embedding.transpose(0, 1).flatten(1, 2)  # (B, L * Q, E)
+        at_once = max(MATCHED_AT_ONCE.get(features.device.type, AT_ONCE_ELSEWHERE) // by_image.shape[1], 1)
+        mask_costs, sampled_finite = [], []
+        for image in range(images):
+            points = source.draw(image, 1, self.points).to(features.dtype)  # (1, P, 2)
+            seen = features[image, None] if cells is None else features[image, None] * cells[image]
+            seen = seen.contiguous(memory_format=torch.channels_last)  # all channels of a point lie together
+            masks = targets.masks[image]
+            wanted = sample_targets(masks, points.expand(len(masks), -1, -1), np.arange(len(masks)))  # (N, P)
+            sums = PairSums(by_image.shape[1], len(masks), features)
+            finite = wanted.isfinite().all()
+            for start in range(0, self.points, at_once):
+                some = slice(start, start + at_once)
+                at_points = sample_maps(seen, points[:, some])[0]  # (E, p)
+                sums.add(by_image[image] @ at_points, wanted[:, some])
+                finite &= at_points.isfinite().all()
+            bce, dice = sums.costs(self.points)
+            mask_costs.append(self.mask_cost * bce + self.dice_cost * dice)  # (L * Q, N)
+            sampled_finite.append(finite)
+        costs = torch.stack(mask_costs).unflatten(1, (-1, queries)).transpose(0, 1)  # (L, B, Q, N)
+        labels = self._padded_labels(targets, classes.device).clamp(0, self.num_labels - 1)  # (B, N)
+        index = labels[None, :, None].expand(len(costs), -1, queries, -1)
+        costs = costs - self.class_cost * classes[first:].softmax(-1).gather(-1, index)
+        all_finite = torch.stack(
             [
                 classes.isfinite().all(-1).all(-1).all(0),
-                at_points.isfinite().flatten(1).all(-1) & states.isfinite().all(-1).all(-1).all(0),
-                wanted.isfinite().flatten(1).all(-1),
+                torch.stack(sampled_finite) & states.isfinite().all(-1).all(-1).all(0),
+                targets.masks.flatten(1).isfinite().all(-1),
                 within_unit(targets.masks),
             ]
         )  # (4, B)
-        first = layers - 1 if self.matched_layers == "last" else 0  # of the layers that are matched
-        labels = self._padded_labels(targets, classes.device).clamp(0, self.num_labels - 1)  # (B, N)
-        costs = []
-        for layer in range(first, layers):  # one layer at a time bounds the memory
-            logits = mask_head.embedding(states[layer]).to(features.dtype) @ at_points  # (B, Q, P)
-            bce, dice = pairwise_point_costs(logits, wanted)  # (B, Q, N) each
-            index = labels[:, None, :].expand(-1, logits.shape[1], -1)
-            likely = classes[layer].softmax(-1).gather(-1, index)  # (B, Q, N)
-            costs.append(self.mask_cost * bce + self.dice_cost * dice - self.class_cost * likely)
-        return self._assign(torch.stack(costs), targets, finite, layers=layers)
+        return self._assign(costs, targets, all_finite, layers=layers)
+
+    def _groups(self, matches: list[list[Match]], cells: Tensor | None) -> list["_Group"]:
+        """The matched pairs of all layers together; with gradient checkpointing, of one layer at a time."""
+        layers = list(range(len(matches)))
+        parts = [[layer] for layer in layers] if self.gradient_checkpointing and self.training else [layers]
+        groups = [_Group.of(matches, part, cells) for part in parts]
+        return [group for group in groups if len(group.image)]
 
     def _point_terms(
         self,
         states: Tensor,
         features: Tensor,
         targets: Targets,
-        matches: list[list[Match]],
+        groups: list["_Group"],
         source: PointSource,
         mask_head: DotProductMaskHead,
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice loss, summed over the matched pairs of each layer: (L,) and (L,)."""
-        bce, dice = [], []
-        for layer, layer_matches in enumerate(matches):
-            # Every parameter takes part in every step, also without a target: DDP waits for all of them.
-            nothing = (mask_head.embedding(states[layer, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
-            losses = []
-            for image, (queries, segments) in enumerate(layer_matches):
-                if not len(queries):
-                    continue
-                query = torch.as_tensor(queries, device=states.device)
-                segment = torch.as_tensor(segments, device=states.device)
-                embedding = mask_head.embedding(states[layer, image, query]).to(features.dtype)  # (M, E)
-                points = self._loss_points(embedding, features[image], image, source)  # (M, P, 2)
-                of_image = torch.full_like(segment, image)[:, None]
-                wanted = sample_targets(targets.masks, points, of_image, segment[:, None])  # (M, P)
-                again = self.gradient_checkpointing and self.training
-                compute = self._gradient_checkpointing_func if again else call
-                losses.append(compute(_point_losses, embedding, features[image], points, wanted))  # (2, M)
-            both = torch.cat(losses, 1).sum(1) + nothing if losses else torch.stack([nothing, nothing])
-            bce.append(both[0])
-            dice.append(both[1])
-        return torch.stack(bce), torch.stack(dice)
+        if not groups:  # every parameter takes part in every step: DDP waits for all of them
+            nothing = (mask_head.embedding(states[:, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
+            return nothing.expand(len(states)), nothing.expand(len(states))
+        totals = features.new_zeros((2, len(states)))
+        for group in groups:
+            layer, query, _, image, place = group.tensors(states.device)
+            padded_states = states.new_zeros((*group.shape, states.shape[-1]))  # (B, M, C)
+            padded_states = padded_states.index_put((image, place), states[layer, image, query])
+            embedding = mask_head.embedding(padded_states).to(features.dtype)  # (B, M, E)
+            again = self.gradient_checkpointing and self.training
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
+                masks = group.masks(embedding, features)  # (R, h, w)
+            points = self._loss_points(masks.detach(), group, source)  # (R, P, 2)
+            wanted = sample_targets(targets.masks.flatten(0, 1), points, group.target(targets.masks.shape[1]))
+            if again:
+                del masks
+                losses = self._gradient_checkpointing_func(
+                    _masks_and_losses, embedding, features, group, points, wanted
+                )
+            else:
+                losses = _point_losses(masks, points, wanted)  # (2, R)
+            totals = totals.index_add(1, layer, losses)
+        bce, dice = totals.unbind()
+        return bce, dice
 
     @torch.no_grad()
-    def _loss_points(self, embedding: Tensor, features: Tensor, image: int, source: PointSource) -> Tensor:
-        """For each of M masks the points of its loss, (M, P, 2): most are where it is least certain."""
-        candidates = source.draw(image, len(embedding), self.candidates).to(features.dtype)  # (M, C, 2)
-        masks = torch.einsum("me,ehw->mhw", embedding, features)
-        chosen = most_uncertain(sample_maps(masks[:, None], candidates)[:, 0], candidates, self.uncertain)
-        fresh = source.draw(image, len(embedding), self.points - self.uncertain).to(features.dtype)
-        return torch.cat([chosen, fresh], 1)
+    def _loss_points(self, masks: Tensor, group: "_Group", source: PointSource) -> Tensor:
+        """For each of R masks (R, h, w) the points of its loss, (R, P, 2): most are where it is least certain."""
+        at_once = max(CANDIDATES_AT_ONCE.get(masks.device.type, AT_ONCE_ELSEWHERE) // max(self.candidates, 1), 1)
+        chosen = []
+        for start in range(0, len(masks), at_once):
+            some = slice(start, start + at_once)
+            candidates = group.draw(source, self.candidates, some).to(masks.dtype)  # (r, C, 2)
+            logits = sample_maps(masks[some, None], candidates)[:, 0]
+            chosen.append(most_uncertain(logits, candidates, self.uncertain))
+        fresh = group.draw(source, self.points - self.uncertain, slice(None)).to(masks.dtype)
+        return torch.cat([torch.cat(chosen), fresh], 1)
 
 
-def _point_losses(embedding: Tensor, features: Tensor, points: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy and dice loss of M masks, (2, M): `embedding` (M, E), `features` (E, h, w), `wanted` (M, P)."""
-    masks = torch.einsum("me,ehw->mhw", embedding, features)
-    logits = sample_maps(masks[:, None], points)[:, 0]  # (M, P)
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """R matched pairs, ordered by image, and their places in a padded (B, M) table.
+
+    Attributes:
+        layer, query, segment, image, place: (R,) int64; `place` is a pair's column in the table of its image.
+        shape: B, M.
+        cells: (B, h, w), True in image; None: everywhere.
+    """
+
+    layer: np.ndarray
+    query: np.ndarray
+    segment: np.ndarray
+    image: np.ndarray
+    place: np.ndarray
+    shape: tuple[int, int]
+    cells: Tensor | None
+
+    @classmethod
+    def of(cls, matches: list[list[Match]], layers: list[int], cells: Tensor | None) -> "_Group":
+        images = len(matches[0])
+        found = [(layer, image, *matches[layer][image]) for image in range(images) for layer in layers]
+        sizes = [len(queries) for _, _, queries, _ in found]
+        image = np.repeat([image for _, image, _, _ in found], sizes)
+        counts = np.bincount(image, minlength=images)
+        place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return cls(
+            layer=np.repeat([layer for layer, _, _, _ in found], sizes),
+            query=np.concatenate([queries for _, _, queries, _ in found]),
+            segment=np.concatenate([segments for _, _, _, segments in found]),
+            image=image,
+            place=place,
+            shape=(images, int(counts.max(initial=0))),
+            cells=cells,
+        )
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Layer, query, segment, image and place, in one copy to the device."""
+        rows = np.stack([self.layer, self.query, self.segment, self.image, self.place])
+        return torch.from_numpy(rows).to(device).unbind()
+
+    def target(self, most: int) -> np.ndarray:
+        """(R,) index of each pair's target in the masks of all images, `most` an image."""
+        return self.image * most + self.segment
+
+    def masks(self, embedding: Tensor, features: Tensor) -> Tensor:
+        """(B, M, E) embeddings and (B, E, h, w) features to the (R, h, w) logits of the pairs.
+
+        One product of the whole batch: its gradient is one tensor, where images taken one by one would each fill a
+        gradient of the batch's size with zeros.
+        """
+        masks = torch.bmm(embedding, features.flatten(2)).unflatten(2, features.shape[2:])  # (B, M, h, w)
+        if self.cells is not None:
+            masks = masks * self.cells[:, None]
+        masks = masks.flatten(0, 1)
+        if len(self.image) == len(masks):
+            return masks
+        return masks[torch.from_numpy(self.image * self.shape[1] + self.place).to(masks.device)]
+
+    def draw(self, source: PointSource, count: int, some: slice) -> Tensor:
+        """`count` points for each of some pairs: (r, count, 2)."""
+        images, masks = np.unique(self.image[some], return_counts=True)
+        drawn = [source.draw(int(image), int(most), count) for image, most in zip(images, masks, strict=True)]
+        return torch.cat(drawn)
+
+
+def _point_losses(masks: Tensor, points: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy and dice loss of (R, h, w) logits at (R, P, 2) points against `wanted` (R, P): (2, R)."""
+    logits = sample_maps(masks[:, None], points)[:, 0]  # (R, P)
     bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
     probabilities = logits.sigmoid()
     overlap = (probabilities * wanted).sum(1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + wanted.sum(1) + 1)
     return torch.stack([bce, dice])
+
+
+def _masks_and_losses(embedding: Tensor, features: Tensor, group: _Group, points: Tensor, wanted: Tensor) -> Tensor:
+    return _point_losses(group.masks(embedding, features), points, wanted)
