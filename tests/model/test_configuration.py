@@ -259,3 +259,10 @@ def test_num_channels_reaches_the_backbone():
     assert HfMaskFormerConfig(num_channels=1).backbone_config.num_channels == 1
     assert HfMaskFormerConfig(num_channels=4, backbone="timm/resnet18").backbone_config.num_channels == 4
     assert preset("maskformer-swin-tiny", num_channels=4).backbone_config.num_channels == 4
+
+
+def test_points_need_masks_that_are_products():
+    with pytest.raises(ValueError, match=r"'dot_product' or 'located_dot_product'.*it is 'anchored_dot_product'"):
+        HfMaskFormerConfig(
+            criterion="points", query_decoder="anchored", mask_head="anchored_dot_product", thing_label_ids=[0]
+        )

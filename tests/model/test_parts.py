@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from hf_maskformer.model.layers import MLP, Attention, group_count, resize_padding
-from hf_maskformer.model.mask_head import PLACE_FREQUENCIES, DotProductMaskHead, LocatedDotProductMaskHead, place_codes
+from hf_maskformer.model.mask_head import (
+    PLACE_FREQUENCIES,
+    DotProductMaskHead,
+    LocatedDotProductMaskHead,
+    mask_products,
+    place_codes,
+)
 from hf_maskformer.model.pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from hf_maskformer.model.position_encoding import SinePositionEncoding2d
 from hf_maskformer.model.query_decoder_standard import StandardQueryDecoder
@@ -101,6 +107,15 @@ def test_mask_is_the_dot_product_of_embedding_and_pixel():
     masks = head(states, features)
     expected = head.embedding(states)[0, 1] @ features[0, :, 2, 3]
     torch.testing.assert_close(masks[0, 1, 2, 3], expected)
+
+
+@pytest.mark.parametrize("head_class", [DotProductMaskHead, LocatedDotProductMaskHead])
+def test_masks_are_products_of_query_and_pixel_factors(head_class):
+    head = head_class(6, mask_dim=4, layers=2).double()
+    states, features = torch.randn(2, 3, 6).double(), torch.randn(2, 4, 5, 7).double()
+    masks = mask_products(head.query_factor(states), head.pixel_factor(features))
+    assert masks.std() > 0
+    torch.testing.assert_close(masks, head(states, features), rtol=0, atol=1e-12)
 
 
 def test_located_head_adds_the_place():

@@ -45,10 +45,10 @@ def check_consistency(config: Any) -> None:
 def _check_points(config: Any) -> None:
     """What Mask2Former's decoder and criterion need of the others."""
     if config.criterion == "points":
-        if config.mask_head != "dot_product":
+        if config.mask_head not in ("dot_product", "located_dot_product"):
             raise ValueError(
-                f"criterion 'points' needs mask_head 'dot_product', whose masks are made point by point; it is "
-                f"{config.mask_head!r}."
+                "criterion 'points' needs mask_head 'dot_product' or 'located_dot_product', whose masks are products "
+                f"of a query and a pixel; it is {config.mask_head!r}."
             )
         if config.matcher == "located":
             raise ValueError("criterion 'points' needs matcher 'hungarian' or 'fixed', it is 'located'.")

@@ -17,14 +17,26 @@ PLACE_UNIT = 8  # cells of the mask, 32 pixels: the unit of places relative to a
 
 
 class DotProductMaskHead(nn.Module):
-    """An MLP turns a query into a mask embedding; a mask is its dot product with the pixels (MaskFormer, sec. 3.3)."""
+    """An MLP turns a query into a mask embedding; a mask is its dot product with the pixels (MaskFormer, sec. 3.3).
+
+    `query_factor` and `pixel_factor` are the two sides of the product, for those who need only some of the masks or
+    only some of their pixels.
+    """
 
     def __init__(self, dim: int, *, mask_dim: int, layers: int) -> None:
         super().__init__()
         self.embedding = MLP(dim, dim, mask_dim, layers=layers)
 
+    def query_factor(self, states: Tensor) -> Tensor:
+        """(..., C) -> (..., F)"""
+        return self.embedding(states)
+
+    def pixel_factor(self, mask_features: Tensor) -> Tensor:
+        """(B, E, H, W) -> (B, F, H, W)"""
+        return mask_features
+
     def forward(self, states: Tensor, mask_features: Tensor, anchors: Tensor | None = None) -> Tensor:
-        return torch.einsum("bqe,behw->bqhw", self.embedding(states), mask_features)
+        return mask_products(self.embedding(states), mask_features)
 
 
 class LocatedDotProductMaskHead(DotProductMaskHead):
@@ -39,6 +51,13 @@ class LocatedDotProductMaskHead(DotProductMaskHead):
     def __init__(self, dim: int, *, mask_dim: int, layers: int) -> None:
         super().__init__(dim, mask_dim=mask_dim, layers=layers)
         self.place = nn.Linear(dim, 4 * PLACE_FREQUENCIES)
+
+    def query_factor(self, states: Tensor) -> Tensor:
+        return torch.cat([self.embedding(states), self.place(states)], -1)
+
+    def pixel_factor(self, mask_features: Tensor) -> Tensor:
+        codes = place_codes(mask_features).expand(len(mask_features), -1, -1, -1)  # (B, F, H, W)
+        return torch.cat([mask_features, codes], 1)
 
     def forward(self, states: Tensor, mask_features: Tensor, anchors: Tensor | None = None) -> Tensor:
         codes = place_codes(mask_features)  # (F, H, W)
@@ -72,6 +91,11 @@ class AnchoredDotProductMaskHead(DotProductMaskHead):
         rows = (place[..., 2:3] - curve[..., :1] * row) * row + place[..., 4:]  # (B, Q, H)
         columns = (place[..., 3:4] - curve[..., 1:] * column) * column  # (B, Q, W)
         return logits + rows[..., :, None] + columns[..., None, :]
+
+
+def mask_products(queries: Tensor, pixels: Tensor) -> Tensor:
+    """(B, Q, F), (B, F, H, W) -> (B, Q, H, W)"""
+    return torch.einsum("bqf,bfhw->bqhw", queries, pixels)
 
 
 def place_codes(mask_features: Tensor) -> Tensor:

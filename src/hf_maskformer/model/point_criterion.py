@@ -90,7 +90,7 @@ class PointCriterion(Criterion):
             targets = prepare_targets(mask_labels, class_labels, pixel_mask, num_images=classes.shape[1])
             size = (mask_features.shape[2], mask_features.shape[3])
             cells, extents = valid_cells(targets.valid, size)  # (B, h, w), (B, 2)
-            features = mask_features.to(dtype)  # (B, E, h, w)
+            features = mask_head.pixel_factor(mask_features.to(dtype))  # (B, E, h, w)
             source = PointSource(extents, point_seeds)
             known_cells = None if pixel_mask is None else cells
             matches, padded = self._match_points(
@@ -128,7 +128,7 @@ class PointCriterion(Criterion):
         """
         layers, images, queries = classes.shape[:3]
         first = layers - 1 if self.matched_layers == "last" else 0  # of the layers that are matched
-        embedding = mask_head.embedding(states[first:]).to(features.dtype)  # (L, B, Q, E)
+        embedding = mask_head.query_factor(states[first:]).to(features.dtype)  # (L, B, Q, E)
         by_image = embedding.transpose(0, 1).flatten(1, 2)  # (B, L * Q, E)
         at_once = max(MATCHED_AT_ONCE.get(features.device.type, AT_ONCE_ELSEWHERE) // by_image.shape[1], 1)
         mask_costs, sampled_finite = [], []
@@ -180,14 +180,14 @@ class PointCriterion(Criterion):
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice loss, summed over the matched pairs of each layer: (L,) and (L,)."""
         if not groups:  # every parameter takes part in every step: DDP waits for all of them
-            nothing = (mask_head.embedding(states[:, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
+            nothing = (mask_head.query_factor(states[:, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
             return nothing.expand(len(states)), nothing.expand(len(states))
         totals = features.new_zeros((2, len(states)))
         for group in groups:
             layer, query, _, image, place = group.tensors(states.device)
             padded_states = states.new_zeros((*group.shape, states.shape[-1]))  # (B, M, C)
             padded_states = padded_states.index_put((image, place), states[layer, image, query])
-            embedding = mask_head.embedding(padded_states).to(features.dtype)  # (B, M, E)
+            embedding = mask_head.query_factor(padded_states).to(features.dtype)  # (B, M, E)
             again = self.gradient_checkpointing and self.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
                 masks = group.masks(embedding, features)  # (R, h, w)

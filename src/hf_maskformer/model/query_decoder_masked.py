@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .layers import Attention, FeedForward, resize_padding
+from .mask_head import DotProductMaskHead, mask_products
 from .position_encoding import SinePositionEncoding2d
 from .query_decoder_standard import LayerPrediction
 
@@ -117,7 +118,7 @@ class MaskedQueryDecoder(nn.Module):
         padding: Tensor | None,
         *,
         class_head: Callable[[Tensor], Tensor],
-        mask_head: Callable[[Tensor, Tensor], Tensor],
+        mask_head: DotProductMaskHead,
         all_layers: bool,
         need_weights: bool = False,
         full_masks: bool = True,
@@ -127,7 +128,8 @@ class MaskedQueryDecoder(nn.Module):
         With `full_masks` False only the last layer's mask logits are made; attention needs them at the resolution of
         its maps only, and so does a loss on points.
         """
-        tokens, positions, paddings, resized = self._levels(memory, mask_features, padding)
+        pixels = mask_head.pixel_factor(mask_features)
+        tokens, positions, paddings, resized = self._levels(memory, pixels, padding)
         images = mask_features.shape[0]
         query_positions = self.query_positions.weight.expand(images, -1, -1)  # (B, Q, C)
         states = self.query_features.weight.expand(images, -1, -1)
@@ -141,7 +143,8 @@ class MaskedQueryDecoder(nn.Module):
             if not last:
                 level = index % LEVELS
                 with torch.no_grad():
-                    blocked = blocked_cells(mask_head(normed, resized[level]), paddings[level])
+                    small = mask_products(mask_head.query_factor(normed), resized[level])  # (B, Q, h, w)
+                    blocked = blocked_cells(small, paddings[level])
                 states, weights = self.layers[index](
                     states, query_positions, tokens[level], positions[level], blocked, need_weights
                 )
@@ -149,11 +152,11 @@ class MaskedQueryDecoder(nn.Module):
         return predictions
 
     def _levels(
-        self, memory: list[Tensor], mask_features: Tensor, padding: Tensor | None
+        self, memory: list[Tensor], pixels: Tensor, padding: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[Tensor]]:
-        """Of each level, coarse to fine: tokens (B, L, C), position codes, padding (B, L), per-pixel embedding.
+        """Of each level, coarse to fine: tokens (B, L, C), position codes, padding (B, L), pixel factor.
 
-        A mask is linear in the per-pixel embedding: resized, this gives the resized masks at a fraction of the cost.
+        A mask is linear in the pixel factor: resized, this gives the resized masks at a fraction of the cost.
         """
         tokens, positions, paddings, resized = [], [], [], []
         for index, (projection, feature) in enumerate(
@@ -166,7 +169,7 @@ class MaskedQueryDecoder(nn.Module):
             tokens.append(projection(feature).flatten(2).transpose(1, 2) + self.level_codes.weight[index])
             paddings.append(None if level_padding is None else level_padding.flatten(1))
             with torch.no_grad():
-                resized.append(F.interpolate(mask_features, size=size, mode="bilinear", align_corners=False))
+                resized.append(F.interpolate(pixels, size=size, mode="bilinear", align_corners=False))
         return tokens, positions, paddings, resized
 
 
