@@ -24,6 +24,7 @@ from hf_maskformer.training.train import train
 ROOT = Path(__file__).resolve().parent.parent
 MEMBERS = ("maskformer-light", "mask2former-light", "panoptic-segformer-light", "maskformer-light-anchored")
 SCENE, NUM_QUERIES, NUM_SCENES = 128, 40, 100
+POINTS = (SCENE // 4) ** 2  # of a loss on points: as many as a mask has cells
 SHOWN = ("pq", "pq_things", "pq_stuff", "map", "mean_iou")
 
 
@@ -73,7 +74,11 @@ def measure(name: str, minutes: float, seed: int) -> dict[str, Any]:
                 dataset="scenes",
                 task="panoptic",
                 output_dir=str(output),
-                config_overrides={"image_size": [SCENE, SCENE], "num_queries": NUM_QUERIES},
+                config_overrides={
+                    "image_size": [SCENE, SCENE],
+                    "num_queries": NUM_QUERIES,
+                    "criterion_points": POINTS,
+                },
                 dataset_options={"length": 2000, "image_size": SCENE},
                 val_dataset_options={"length": 50, "image_size": SCENE},
                 max_minutes=minutes,
