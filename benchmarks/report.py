@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from complexity import figures_table as complexity_table
 from convergence import table
+from members import table as members_table
 from training_rows import OURS, read_rows
 from training_table import comparison
 
@@ -27,6 +29,8 @@ CARDS = ROOT / "model_cards"
 PAGES = {"README.md": ("figures", "tools"), "docs/paper_index.md": ("figures",)}
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
+MEMBERS_PRESET, SPEED_PRESET = "mask2former-light", "mask2former-swin-tiny"  # whose cards hold these figures
+FAMILY = ""  # figures of all presets, which no card repeats
 ADE20K_LABELS, COCO_PANOPTIC_LABELS = 150, 133
 COCO_THINGS = list(range(80))
 # Presets that the paper trained with COCO's 80 things and 53 classes of stuff, not with ADE20K.
@@ -77,14 +81,15 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
         ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
         if ours is not None:
             figures[ours, path.stem] = comparison(rows)
-    if not any(what.startswith("train_compare") for _, what in figures):
-        result = read("train_compare.json")
-        figures[result["preset"], "train_compare"] = first_comparison(result)
     for data, trained in CONVERGENCE_PRESETS.items():
         rows = read_rows(RESULTS / f"convergence_{data}.json")
         if rows:
             figures[trained, f"convergence_{data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
+    figures[MEMBERS_PRESET, "members"] = members(read_rows(RESULTS / "members.json"))
+    if (RESULTS / "speed.json").exists():
+        figures[SPEED_PRESET, "speed"] = speed(read("speed.json"))
+    figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
 
 
@@ -110,28 +115,6 @@ def quickstart(result: dict[str, Any]) -> list[str]:
         "| mIoU | PQ | PQ things | PQ stuff | mask AP |",
         "|---|---|---|---|---|",
         "| " + " | ".join(f"{result[key]:.3f}" for key in ("mean_iou", "pq", "pq_things", "pq_stuff", "map")) + " |",
-    ]
-
-
-def first_comparison(result: dict[str, Any]) -> list[str]:
-    """The comparison with one peer, as long as benchmarks/results has no rows of the one with all peers."""
-    names = {
-        "ours": f"`{result['preset']}`, `recipes/camvid.yaml`",
-        "peer": "transformers' MaskFormer, same backbone, AdamW 2e-4",
-    }
-    rows = [
-        f"| {names[row['model']]} | {row['mean_iou']:.3f} | {row['steps']} | {row['parameters'] / 1e6:.1f}M |"
-        for row in sorted(result["rows"], key=lambda row: row["model"])
-    ]
-    conditions = f"`benchmarks/train_compare.py`, {machine(result['machine'])}, seed {result['seed']}"
-    return [
-        f"CamVid ({conditions}): {result['minutes']:.0f} minutes from random weights on the same augmented images, "
-        "validation split at its original size.",
-        "",
-        "| model | val mIoU | steps | parameters |",
-        "|---|---|---|---|",
-        *rows,
-        *(f"\n`{row['model']}` was measured {row['code']}." for row in result["rows"] if "code" in row),
     ]
 
 
@@ -167,6 +150,61 @@ WAY_NAMES = {
     "predicted ids to result": "predicted ids to result (the peer writes and reads PNG)",
     "PNG colours to result": "PNG colours in memory to result",
 }
+
+
+def members(rows: list[dict[str, Any]]) -> list[str]:
+    """Of each length of training one table."""
+    lines: list[str] = []
+    for minutes in sorted({row["minutes"] for row in rows}):
+        chosen = [row for row in rows if row["minutes"] == minutes]
+        seeds = ", ".join(sorted({str(row["seed"]) for row in chosen}))
+        lines += [
+            *([""] if lines else []),
+            f"Members on drawn scenes of 128x128 (`benchmarks/members.py`, {chosen[0]['hardware']}, seed {seeds}): "
+            f"{minutes:g} minutes each from random weights, the same recipe, 100 unseen scenes.",
+            "",
+            *members_table(chosen).splitlines(),
+        ]
+    return lines
+
+
+def speed(result: dict[str, Any]) -> list[str]:
+    names = {
+        "model": "whole model, one image, forward",
+        "loss": "loss, 2 images with 12 targets, all layers, forward and backward",
+        "attention": "deformable attention, forward",
+        "attention and gradients": "deformable attention, forward and backward",
+    }
+    rows = [row for row in result["rows"] if row["side"] == "ours"]
+    size, threads = f"{result['size']}x{result['size']}", result["threads"]
+    lines = [
+        f"Beside transformers' Mask2Former Swin-T, the same weights, {size}, float32 (`benchmarks/speed.py --suite "
+        f"{result['suite']} --threads {threads}`, {result['hardware']}, by turns, medians of {result['repeats']}):",
+        "",
+        "| what | ours | transformers | times as fast | aim |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = f"{row['seconds']:.2f} s | {row['transformers_seconds']:.2f} s | {row['times_as_fast']:.2f}"
+        lines.append(f"| {names[row['case']]} | {times} | {row['aim'] or '-'} |")
+    for row in rows:
+        if "peak" in row:
+            ours, theirs = row["peak"]["peak_mib"], row["transformers_peak"]["peak_mib"]
+            lines += [
+                "",
+                f"The tensors of the loss take {ours:.0f} MiB at their peak, in transformers {theirs:.0f} MiB: "
+                f"{ours / theirs:.2f} (aim: at most {result['allowed_part_of_peak']:.2f}).",
+            ]
+    return lines
+
+
+def complexity(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        "Parameters and multiply-adds beside the published ones (`benchmarks/complexity.py`, which says what is "
+        "counted):",
+        "",
+        *complexity_table(rows).splitlines(),
+    ]
 
 
 def metrics(result: dict[str, Any]) -> list[str]:
