@@ -222,7 +222,8 @@ def test_gradients_of_the_layer(kind):
     place = (centres[..., :2] + offsets * step) * sizes - 0.5
     assert (place - place.round()).abs().min() > 2e-5  # away from the kinks at cells' centres; the step is 1e-6
     parameters = [parameter.requires_grad_() for parameter in (queries, references, memory)]
-    assert torch.autograd.gradcheck(lambda *parts: module(*parts, SHAPES, padding), parameters)
+    # Along random directions: the readings themselves are checked number by number.
+    assert torch.autograd.gradcheck(lambda *parts: module(*parts, SHAPES, padding), parameters, fast_mode=True)
 
 
 @pytest.mark.usefixtures("formulation")

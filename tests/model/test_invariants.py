@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation
+from hf_maskformer.model.layers import resize_padding
 from model.distributed_worker import MODELS, build_model
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -87,7 +88,17 @@ def test_the_comparison_notices_a_loss_times_two(one_process, tmp_path):
 # --- invariant 3 -----------------------------------------------------------------------------------------------------
 
 
-def small_model(pixel_decoder: str = "fpn", seed: int = 0) -> HfMaskFormerForUniversalSegmentation:
+# The parts of each arrangement; and the strides of the maps that its query decoder looks at.
+ARRANGEMENTS = {
+    "fpn": {},
+    "fpn_transformer": {"pixel_decoder": "fpn_transformer"},
+    "mask2former": MODELS["mask2former"],
+    "panoptic-segformer": MODELS["panoptic-segformer"],
+}
+STRIDES = {"mask2former": (8, 16, 32), "panoptic-segformer": (8, 16, 32, 64)}
+
+
+def small_model(arrangement: str = "fpn", seed: int = 0) -> HfMaskFormerForUniversalSegmentation:
     torch.manual_seed(seed)
     backbone = {
         "model_type": "resnet",
@@ -99,7 +110,6 @@ def small_model(pixel_decoder: str = "fpn", seed: int = 0) -> HfMaskFormerForUni
     }
     config = HfMaskFormerConfig(
         backbone_config=backbone,
-        pixel_decoder=pixel_decoder,
         pixel_decoder_dim=32,
         pixel_decoder_layers=2,
         pixel_decoder_ffn_dim=32,
@@ -110,15 +120,22 @@ def small_model(pixel_decoder: str = "fpn", seed: int = 0) -> HfMaskFormerForUni
         query_decoder_layers=2,
         num_queries=6,
         num_labels=3,
+        **ARRANGEMENTS[arrangement],
     )
     return HfMaskFormerForUniversalSegmentation(config).eval()
 
 
-@pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_transformer"])
-def test_batch_neighbours_have_no_influence_on_one_canvas(pixel_decoder):
-    """3a: alone = in a batch of 3, to 1e-5."""
-    model = small_model(pixel_decoder)
-    pixels = torch.randn(3, 3, 96, 128)
+def with_noise(level: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """A map (B, C, h, w) with noise in the cells that are padding, by pixels (B, H, W)."""
+    cells = resize_padding(padding, level.shape[-2:])[:, None]
+    return torch.where(cells, 100 * torch.randn_like(level), level)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_batch_neighbours_have_no_influence_on_one_canvas(arrangement):
+    """3a: alone = in a batch of 3; in float64, as a mask value near 0 or 1 multiplies its rounding in its logit."""
+    model = small_model(arrangement).double()
+    pixels = torch.randn(3, 3, 96, 128, dtype=torch.float64)
     mask = torch.ones(3, 96, 128, dtype=torch.int64)
     mask[0, 60:], mask[1, :, 70:] = 0, 0
     pixels = pixels * mask[:, None]
@@ -127,29 +144,57 @@ def test_batch_neighbours_have_no_influence_on_one_canvas(pixel_decoder):
         for index in range(3):
             alone = model(pixels[index : index + 1], mask[index : index + 1])
             for field in ("class_queries_logits", "masks_queries_logits", "valid_extent"):
-                torch.testing.assert_close(alone[field][0], together[field][index], atol=1e-5, rtol=0)
+                torch.testing.assert_close(alone[field][0], together[field][index], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_transformer"])
-def test_attention_ignores_what_stands_in_the_padding(pixel_decoder):
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_attention_ignores_what_stands_in_the_padding(arrangement):
     """3b: given the feature maps, noise in their padded cells changes no class logit and no valid mask logit."""
-    model = small_model(pixel_decoder).model
+    model = small_model(arrangement).model
     padding = torch.zeros(1, 128, 128, dtype=torch.bool)
     padding[:, 64:], padding[:, :, 96:] = True, True
-    memory = [torch.randn(1, model.pixel_decoder.memory_channels[-1], 4, 4)]
-    noisy = [memory[0].clone()]
-    noisy[0][:, :, 2:] = 100 * torch.randn_like(noisy[0][:, :, 2:])
-    noisy[0][:, :, :, 3:] = 100 * torch.randn_like(noisy[0][:, :, :, 3:])
-    mask_features = torch.randn(1, 16, 32, 32)
+    strides = STRIDES.get(arrangement, (32,))
+    channels = model.pixel_decoder.memory_channels[-len(strides) :]
+    memory = [torch.randn(1, width, 128 // s, 128 // s) for width, s in zip(channels, strides, strict=True)]
+    noisy = [with_noise(level, padding) for level in memory]
+    mask_features = torch.randn(1, model.config.mask_dim, 32, 32)
+    noisy_features = with_noise(mask_features, padding)
     heads = {"class_head": model.class_head, "mask_head": model.mask_head, "all_layers": True}
     with torch.no_grad():
         clean = model.query_decoder(memory, mask_features, padding, **heads)
-        dirty = model.query_decoder(noisy, mask_features, padding, **heads)
-        unmasked = model.query_decoder(noisy, mask_features, None, **heads)
+        dirty = model.query_decoder(noisy, noisy_features, padding, **heads)
+        unmasked = model.query_decoder(noisy, noisy_features, None, **heads)
     for before, after in zip(clean, dirty, strict=True):
         torch.testing.assert_close(after.class_logits, before.class_logits, atol=1e-6, rtol=0)
-        torch.testing.assert_close(after.mask_logits, before.mask_logits, atol=1e-6, rtol=0)
+        valid_masks = (part.mask_logits[:, :, :16, :24] for part in (after, before))
+        torch.testing.assert_close(*valid_masks, atol=1e-6, rtol=0)
     assert (unmasked[-1].class_logits - clean[-1].class_logits).abs().max() > 1e-3  # the mask is what protects
+
+
+@pytest.mark.parametrize("arrangement", STRIDES)
+def test_deformable_encoder_ignores_padding(arrangement, monkeypatch):
+    """Given its maps: the norms of the projections before it see the padding."""
+    decoder, strides = small_model(arrangement).model.pixel_decoder, STRIDES[arrangement]
+    with torch.no_grad():  # look further, and differently from query to query, than at the start
+        for layer in decoder.layers:
+            layer.self_attention.sampling_offsets.weight.normal_(std=0.3)
+            layer.self_attention.attention_weights.weight.normal_(std=0.3)
+    padding = torch.zeros(2, 128, 128, dtype=torch.bool)
+    padding[0, 64:], padding[1, :, 96:] = True, True
+    maps = [
+        torch.randn(2, width, 128 // s, 128 // s) for width, s in zip(decoder.memory_channels, strides, strict=True)
+    ]
+    noisy = [with_noise(level, padding) for level in maps]
+    encoded = []
+    for levels, mask in ((maps, padding), (noisy, padding), (noisy, None)):
+        monkeypatch.setattr(decoder, "_project", lambda features, levels=levels: levels[::-1])
+        with torch.no_grad():
+            encoded.append(decoder.encode([], mask))
+    clean, dirty, unmasked = encoded
+    for before, after, blind in zip(clean, dirty, unmasked, strict=True):
+        valid = ~resize_padding(padding, before.shape[-2:])[:, None].expand_as(before)
+        torch.testing.assert_close(after[valid], before[valid], atol=1e-6, rtol=0)
+        assert (blind[valid] - before[valid]).abs().max() > 1e-2
 
 
 def test_encoder_of_the_pixel_decoder_ignores_padding():

@@ -93,34 +93,39 @@ def read_gathered(values: Tensor, shapes: Shapes, places: Tensor, weights: Tenso
     Returns:
         (B, Q, heads * D) in the dtype of the places.
     """
-    images, cells, heads, channels = values.shape
+    images, _, heads, channels = values.shape
     queries = places.shape[1]
+    table = _bordered(values, shapes)  # (B, S', heads, D)
     heights, widths, starts = _level_tensors(shapes, places)  # (L, 1) each
-    x = places[..., 0] * widths - 0.5  # (B, Q, heads, L, P), in cells
-    y = places[..., 1] * heights - 0.5
-    left, top = x.detach().floor(), y.detach().floor()
+    # In cells of the bordered level, whose first cell's centre is 0: what lies further out reads the border, zero.
+    x = (places[..., 0] * widths + 0.5).clamp(min=0).minimum(widths + 1)  # (B, Q, heads, L, P)
+    y = (places[..., 1] * heights + 0.5).clamp(min=0).minimum(heights + 1)
+    left, top = x.detach().floor().minimum(widths), y.detach().floor().minimum(heights)
     right_part, lower_part = x - left, y - top
-    # Where a row of the table begins: (image, cell, head) with the head running fastest.
+    strides = widths + 2
     head = torch.arange(heads, device=values.device)[:, None, None]
-    image = torch.arange(images, device=values.device)[:, None, None, None, None] * cells
-    rows, row_weights = [], []
-    for down in (0, 1):
-        row = top + down
-        vertical = (lower_part if down else 1 - lower_part) * weights
-        inside_rows = (row >= 0) & (row < heights)
-        first = row.clamp(min=0).minimum(heights - 1) * widths + starts  # exact in float32 below 2**24 cells
-        for across in (0, 1):
-            column = left + across
-            inside = inside_rows & (column >= 0) & (column < widths)
-            share = vertical * (right_part if across else 1 - right_part)
-            row_weights.append(share * inside)
-            cell = (first + column.clamp(min=0).minimum(widths - 1)).long() + image
-            rows.append(cell * heads + head)
+    image = torch.arange(images, device=values.device)[:, None, None, None, None] * table.shape[1]
+    # Rows of the table are (image, cell, head) with the head running fastest.
+    first = ((top * strides + left + starts).long() + image) * heads + head  # exact in float32 below 2**24 cells
+    below = first + strides.long() * heads
+    lower, upper = weights * lower_part, weights * (1 - lower_part)
+    rows = [first, first + heads, below, below + heads]
+    shares = [upper * (1 - right_part), upper * right_part, lower * (1 - right_part), lower * right_part]
     bags = torch.stack(rows, -1).view(images * queries * heads, -1)  # (B*Q*heads, L*P*4)
-    bag_weights = torch.stack(row_weights, -1).view_as(bags)
-    table = values.reshape(-1, channels).to(bag_weights.dtype)  # (B*S*heads, D)
-    summed = F.embedding_bag(bags, table, per_sample_weights=bag_weights, mode="sum")
+    bag_weights = torch.stack(shares, -1).view_as(bags)
+    flat = table.reshape(-1, channels).to(bag_weights.dtype)  # (B*S'*heads, D)
+    summed = F.embedding_bag(bags, flat, per_sample_weights=bag_weights, mode="sum")
     return summed.view(images, queries, heads * channels)
+
+
+def _bordered(values: Tensor, shapes: Shapes) -> Tensor:
+    """The levels (B, S, heads, D) with a border of one zero cell each, so that no reader has to ask where it ends."""
+    levels = values.flatten(2).split([height * width for height, width in shapes], dim=1)
+    padded = [
+        F.pad(level.unflatten(1, shape), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
+        for level, shape in zip(levels, shapes, strict=True)
+    ]
+    return torch.cat(padded, 1).unflatten(2, values.shape[2:])
 
 
 def read_sampled(values: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
@@ -140,10 +145,10 @@ def read_sampled(values: Tensor, shapes: Shapes, places: Tensor, weights: Tensor
 
 
 def _level_tensors(shapes: Shapes, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Height, width and first cell of each level, (L, 1) each, in the dtype of `like`."""
+    """Height, width and first cell (of the bordered table) of each level, (L, 1) each, in the dtype of `like`."""
     starts = [0]
     for height, width in shapes:
-        starts.append(starts[-1] + height * width)
+        starts.append(starts[-1] + (height + 2) * (width + 2))
     table = like.new_tensor([(*shape, start) for shape, start in zip(shapes, starts[:-1], strict=True)])  # (L, 3)
     return table[:, None, 0], table[:, None, 1], table[:, None, 2]
 

@@ -183,6 +183,7 @@ class PointCriterion(Criterion):
             nothing = (mask_head.query_factor(states[:, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
             return nothing.expand(len(states)), nothing.expand(len(states))
         totals = features.new_zeros((2, len(states)))
+        further = source.further()  # so that layers taken one by one get the points that they get together
         for group in groups:
             layer, query, _, image, place = group.tensors(states.device)
             padded_states = states.new_zeros((*group.shape, states.shape[-1]))  # (B, M, C)
@@ -191,7 +192,7 @@ class PointCriterion(Criterion):
             again = self.gradient_checkpointing and self.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
                 masks = group.masks(embedding, features)  # (R, h, w)
-            points = self._loss_points(masks.detach(), group, source)  # (R, P, 2)
+            points = self._loss_points(masks.detach(), group, source, further)  # (R, P, 2)
             wanted = sample_targets(targets.masks.flatten(0, 1), points, group.target(targets.masks.shape[1]))
             if again:
                 del masks
@@ -205,7 +206,7 @@ class PointCriterion(Criterion):
         return bce, dice
 
     @torch.no_grad()
-    def _loss_points(self, masks: Tensor, group: "_Group", source: PointSource) -> Tensor:
+    def _loss_points(self, masks: Tensor, group: "_Group", source: PointSource, further: PointSource) -> Tensor:
         """For each of R masks (R, h, w) the points of its loss, (R, P, 2): most are where it is least certain."""
         at_once = max(CANDIDATES_AT_ONCE.get(masks.device.type, AT_ONCE_ELSEWHERE) // max(self.candidates, 1), 1)
         chosen = []
@@ -214,7 +215,7 @@ class PointCriterion(Criterion):
             candidates = group.draw(source, self.candidates, some).to(masks.dtype)  # (r, C, 2)
             logits = sample_maps(masks[some, None], candidates)[:, 0]
             chosen.append(most_uncertain(logits, candidates, self.uncertain))
-        fresh = group.draw(source, self.points - self.uncertain, slice(None)).to(masks.dtype)
+        fresh = group.draw(further, self.points - self.uncertain, slice(None)).to(masks.dtype)
         return torch.cat([torch.cat(chosen), fresh], 1)
 
 

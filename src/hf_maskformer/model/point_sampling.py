@@ -14,6 +14,7 @@ from torch import Tensor
 # Pixels of target masks that are converted at one time.
 PIXELS_AT_ONCE = {"cpu": 2**19}
 PIXELS_ELSEWHERE = 2**25
+FURTHER_STREAM = 2**32  # seeds of images are below it
 
 
 class PointSource:
@@ -25,6 +26,7 @@ class PointSource:
 
     def __init__(self, extents: Tensor, seeds: Sequence[int] | Tensor | None) -> None:
         """`extents` (B, 2): the part of the canvas's height and width that is image."""
+        self.extents, self.seeds = extents, seeds
         self.scales = extents.flip(-1)  # (B, 2) x and y
         self.generators: list[torch.Generator | None] = [None] * len(extents)
         if seeds is not None:
@@ -34,6 +36,11 @@ class PointSource:
                 torch.Generator(device=extents.device).manual_seed(int(seed))
                 for seed in torch.as_tensor(seeds).tolist()
             ]
+
+    def further(self) -> "PointSource":
+        """Another stream of points of the same images, however many points were drawn from this one."""
+        seeds = None if self.seeds is None else [int(seed) + FURTHER_STREAM for seed in self.seeds]
+        return PointSource(self.extents, seeds)
 
     def draw(self, image: int, masks: int, count: int) -> Tensor:
         """`count` points for each of `masks` masks of an image: (masks, count, 2) float32."""
@@ -65,7 +72,7 @@ def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     different, rank, readers = np.unique(target, return_inverse=True, return_counts=True)
     order = np.argsort(rank, kind="stable")
     starts = np.cumsum(readers) - readers
-    at_once = max(PIXELS_AT_ONCE.get(masks.device.type, PIXELS_ELSEWHERE) // masks[0].numel(), 1)
+    at_once = max(PIXELS_AT_ONCE.get(masks.device.type, PIXELS_ELSEWHERE) // (masks.shape[1] * masks.shape[2]), 1)
     for start in range(0, len(different), at_once):
         some = slice(start, start + at_once)
         rows = order[starts[start] : starts[start] + readers[some].sum()]  # of `points`, grouped by target
@@ -97,7 +104,9 @@ def valid_cells(valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """
     rows, columns = valid.any(2).sum(1), valid.any(1).sum(1)  # (B,) pixels
     extents = torch.stack([rows / valid.shape[1], columns / valid.shape[2]], 1)  # (B, 2)
-    cells = (extents * extents.new_tensor(size)).ceil()  # (B, 2)
+    sides = torch.tensor(valid.shape[1:], device=valid.device)
+    pixels = torch.stack([rows, columns], 1)  # (B, 2)
+    cells = (pixels * torch.tensor(size, device=valid.device) + sides - 1) // sides  # (B, 2) rounded up, exactly
     row = torch.arange(size[0], device=valid.device)[:, None]
     column = torch.arange(size[1], device=valid.device)
     return (row < cells[:, :1, None]) & (column < cells[:, 1:, None]), extents
