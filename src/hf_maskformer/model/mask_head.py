@@ -56,7 +56,7 @@ class LocatedDotProductMaskHead(DotProductMaskHead):
         return torch.cat([self.embedding(states), self.place(states)], -1)
 
     def pixel_factor(self, mask_features: Tensor) -> Tensor:
-        codes = place_codes(mask_features).expand(len(mask_features), -1, -1, -1)  # (B, F, H, W)
+        codes = place_codes(mask_features).expand(mask_features.shape[0], -1, -1, -1)  # (B, F, H, W)
         return torch.cat([mask_features, codes], 1)
 
     def forward(self, states: Tensor, mask_features: Tensor, anchors: Tensor | None = None) -> Tensor:
