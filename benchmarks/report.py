@@ -15,6 +15,7 @@ from typing import Any
 from complexity import figures_table as complexity_table
 from convergence import table
 from members import table as members_table
+from speed import SUITES
 from training_rows import OURS, read_rows
 from training_table import comparison
 
@@ -29,7 +30,7 @@ CARDS = ROOT / "model_cards"
 PAGES = {"README.md": ("figures", "tools"), "docs/paper_index.md": ("figures",)}
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
-MEMBERS_PRESET, SPEED_PRESET = "mask2former-light", "mask2former-swin-tiny"  # whose cards hold these figures
+MEMBERS_PRESET = "mask2former-light"  # whose card holds these figures
 FAMILY = ""  # figures of all presets, which no card repeats
 ADE20K_LABELS, COCO_PANOPTIC_LABELS = 150, 133
 COCO_THINGS = list(range(80))
@@ -87,8 +88,9 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
             figures[trained, f"convergence_{data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
     figures[MEMBERS_PRESET, "members"] = members(read_rows(RESULTS / "members.json"))
-    if (RESULTS / "speed.json").exists():
-        figures[SPEED_PRESET, "speed"] = speed(read("speed.json"))
+    measured = [suite for suite in SUITES if (RESULTS / f"speed_{suite}.json").exists()]
+    if measured:
+        figures[FAMILY, "speed"] = speed([read(f"speed_{suite}.json") for suite in measured])
     figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
 
@@ -168,34 +170,38 @@ def members(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def speed(result: dict[str, Any]) -> list[str]:
-    names = {
-        "model": "whole model, one image, forward",
-        "loss": "loss, 2 images with 12 targets, all layers, forward and backward",
-        "attention": "deformable attention, forward",
-        "attention and gradients": "deformable attention, forward and backward",
-    }
-    rows = [row for row in result["rows"] if row["side"] == "ours"]
-    size, threads = f"{result['size']}x{result['size']}", result["threads"]
+def speed(results: list[dict[str, Any]]) -> list[str]:
+    """All suites in one table; the deformable formulation for exporters stays in the JSON."""
+    machines = ", ".join(sorted({f"{result['hardware']}, {result['clock']}" for result in results}))
+    versions = ", ".join(sorted({result["transformers"] for result in results}))
     lines = [
-        f"Beside transformers' Mask2Former Swin-T, the same weights, {size}, float32 (`benchmarks/speed.py --suite "
-        f"{result['suite']} --threads {threads}`, {result['hardware']}, by turns, medians of {result['repeats']}):",
+        f"Beside transformers {versions}, the same weights and inputs, float32, in one process by turns, medians "
+        f"(`benchmarks/speed.py --suite SUITE --threads 1`; {machines}):",
         "",
-        "| what | ours | transformers | times as fast | aim |",
-        "|---|---|---|---|---|",
+        "| suite | what | ours | transformers | times as fast | aim | peak memory, part of transformers' | aim |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        times = f"{row['seconds']:.2f} s | {row['transformers_seconds']:.2f} s | {row['times_as_fast']:.2f}"
-        lines.append(f"| {names[row['case']]} | {times} | {row['aim'] or '-'} |")
-    for row in rows:
-        if "peak" in row:
-            ours, theirs = row["peak"]["peak_mib"], row["transformers_peak"]["peak_mib"]
-            lines += [
-                "",
-                f"The tensors of the loss take {ours:.0f} MiB at their peak, in transformers {theirs:.0f} MiB: "
-                f"{ours / theirs:.2f} (aim: at most {result['allowed_part_of_peak']:.2f}).",
+    for result in results:
+        for row in result["rows"]:
+            if row["side"] != "ours":
+                continue
+            peak, peak_aim = row.get("part_of_peak_mib"), row.get("peak_aim")
+            cells = [
+                result["suite"],
+                row["title"],
+                duration(row["seconds"]),
+                duration(row["transformers_seconds"]),
+                f"{row['times_as_fast']:.2f}",
+                "-" if row["aim"] is None else f"{row['aim']:g}",
+                "-" if peak is None else f"{peak:.2f}",
+                "-" if peak_aim is None else f"{peak_aim:.2f}",
             ]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def complexity(rows: list[dict[str, Any]]) -> list[str]:

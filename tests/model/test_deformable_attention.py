@@ -135,6 +135,15 @@ def test_reading_is_the_sum_of_the_formula(name, dtype):
     torch.testing.assert_close(read.double(), direct_read(*inputs(dtype)), atol=TOLERANCES[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, IMAGES * QUERIES])
+def test_queries_read_a_few_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(deformable_attention, "QUERIES_AT_ONCE", at_once)
+    values, places, weights = inputs(torch.float64)
+    with torch.no_grad():
+        read = deformable_attention.read_gathered(values, SHAPES, places, weights)
+    torch.testing.assert_close(read, direct_read(values, places, weights), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("name", FORMULATIONS)
 def test_reading_by_hand(name):
     # Of a 2 x 2 map: its middle, the centre of its first cell, the middle of its upper border, its first corner,

@@ -190,3 +190,24 @@ def test_untranslatable_field_is_refused():
     config = HfMaskFormerConfig.from_dict({"model_type": "mask2former", "decoder_layers": 4})
     assert (config.query_decoder_layers, config.query_decoder, config.criterion) == (3, "masked", "points")
     assert config.backbone_config.depths == [2, 2, 18, 2]
+
+
+def test_layers_take_the_maps_of_their_strides_in_turn():
+    torch.manual_seed(0)
+    small = {"backbone_config": {**BACKBONES["resnet"], "out_features": STAGES}, "num_queries": 5}
+    fields = {**small, "query_decoder_layers": 3, "query_decoder_memory_strides": [8, 32]}
+    model = HfMaskFormerForUniversalSegmentation(preset("mask2former-r50", **fields)).eval()
+    cells = []
+    for layer in model.model.query_decoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: cells.append(inputs[2].shape[1]))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 96))
+    assert cells == [8 * 12, 2 * 3, 8 * 12]
+    with pytest.raises(ValueError, match=r"query_decoder_memory_strides is \[8, 32\].*\[32, 16, 8\]"):
+        model.save_official("never")
+
+
+@pytest.mark.parametrize("strides", [[], [4], [8, 64]])
+def test_strides_without_a_map_are_refused(strides):
+    with pytest.raises(ValueError, match="query_decoder_memory_strides must be one or more of 8, 16 and 32"):
+        HfMaskFormerConfig(query_decoder="masked", query_decoder_memory_strides=strides)

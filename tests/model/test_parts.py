@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hf_maskformer.model import layers
 from hf_maskformer.model.layers import MLP, Attention, group_count, resize_padding
 from hf_maskformer.model.mask_head import (
     PLACE_FREQUENCIES,
@@ -127,6 +128,20 @@ def test_located_head_adds_the_place():
     assert codes.shape == (4 * PLACE_FREQUENCIES, 4, 8)
     assert codes[2 * PLACE_FREQUENCIES, 1, 3].item() == pytest.approx(math.sin(math.pi * x), abs=1e-6)
     torch.testing.assert_close(masks[0, 1, 1, 3], head.place(states)[0, 1] @ codes[:, 1, 3])
+
+
+def test_feed_forward_in_rows_equals_the_whole(monkeypatch):
+    monkeypatch.setattr(layers, "ROWS_AT_ONCE", 4)
+    seen = []
+    module = layers.FeedForward(6, hidden_dim=10, dropout=0.0, activation="relu", activation_dropout=0.0).double()
+    module.expand.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].numel() // 6))
+    states = torch.randn(2, 3, 3, 6).double()
+    whole = module(states)
+    with torch.no_grad():
+        rows = module(states)
+    assert seen == [18, 4, 4, 4, 4, 2]
+    assert rows.shape == whole.shape
+    torch.testing.assert_close(rows, whole)
 
 
 def test_mlp_has_no_activation_after_the_last_layer():

@@ -284,7 +284,11 @@ def query_decoder_words(config: HfMaskFormerConfig) -> str:
 
 def memory_words(config: HfMaskFormerConfig) -> str:
     if config.query_decoder == "masked":
-        return "the maps at 1/32, 1/16 and 1/8 of the image in turn, each within its own mask"
+        *others, last = (f"1/{stride}" for stride in config.query_decoder_memory_strides)
+        maps = (
+            f"maps at {', '.join(others)} and {last} of the image in turn" if others else f"map at {last} of the image"
+        )
+        return f"the {maps}, each within its own mask"
     if config.query_decoder == "location":
         return "all maps (boxes) and to those at 1/8 to 1/32 (masks)"
     return f"the map at 1/{config.query_decoder_memory_stride} of the image"

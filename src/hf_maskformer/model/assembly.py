@@ -82,7 +82,8 @@ def build_query_decoder(config: HfMaskFormerConfig, memory_channels: Any) -> nn.
             stuff_mask_layers=config.query_decoder_stuff_mask_layers,
             **sizes,
         )
-    return MaskedQueryDecoder(memory_channels, num_queries=config.num_queries, **sizes)
+    strides = config.query_decoder_memory_strides
+    return MaskedQueryDecoder(memory_channels, num_queries=config.num_queries, memory_strides=strides, **sizes)
 
 
 def build_class_head(config: HfMaskFormerConfig) -> LinearClassHead | None:

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetStage
+from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
 from transformers.utils.import_utils import is_timm_available
 
+from .backbone_swin import GatheringSwinLayer, RowwiseSwinMLP
 from .layers import group_count
 
 if is_timm_available():
@@ -26,6 +28,14 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 
 class CheckpointedResNetStage(GradientCheckpointingLayer, ResNetStage):
     """A ResNet stage that can be recomputed in the backward pass; transformers' own cannot."""
+
+
+# Of transformers' modules -> what takes their place.
+BETTER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    ResNetStage: CheckpointedResNetStage,
+    SwinLayer: GatheringSwinLayer,
+    SwinMLP: RowwiseSwinMLP,
+}
 
 
 class Backbone(nn.Module):
@@ -177,9 +187,8 @@ def _build_body(backbone_config: PreTrainedConfig) -> Any:
     if backbone_config.model_type == "timm_backbone":
         return _build_timm_body(backbone_config)
     body = AutoBackbone.from_config(backbone_config)
-    for module in body.modules():
-        if type(module) is ResNetStage:  # same parameters and names, only the class learns to checkpoint
-            module.__class__ = CheckpointedResNetStage
+    for module in body.modules():  # same parameters, names and results
+        module.__class__ = BETTER_CLASSES.get(type(module), type(module))
     return body
 
 

@@ -80,6 +80,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
         query_decoder_*_mask_layers: Layers of the mask decoders of `"location"`; `query_decoder_layers` are those of
             its location decoder.
         query_decoder_memory_stride: Which map the queries attend to; 32, the coarsest, is published.
+        query_decoder_memory_strides: Of `"masked"`: which maps its layers attend to, in turn; 32, 16, 8 is published.
         num_queries: N, the number of predicted masks.
         mask_head: `"dot_product"`: an MLP of each query, multiplied with the per-pixel embedding;
             `"located_dot_product"` adds fixed codes of the pixel's place; `"anchored_dot_product"` adds a paraboloid
@@ -146,6 +147,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     query_decoder_activation_dropout: float | int = 0.1
     query_decoder_activation: Literal["relu", "gelu"] = "relu"
     query_decoder_memory_stride: Literal[8, 16, 32] = 32
+    query_decoder_memory_strides: list[int] | tuple[int, ...] = (32, 16, 8)
     query_decoder_points: int = 4
     query_decoder_thing_mask_layers: int = 4
     query_decoder_stuff_mask_layers: int = 6
@@ -201,6 +203,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
         self.backbone_config = _build_backbone_config(self.backbone_config, self.backbone, self.num_channels)
         self.backbone = None  # one place holds the backbone: backbone_config
         self.image_size = [int(side) for side in self.image_size]
+        self.query_decoder_memory_strides = [int(stride) for stride in self.query_decoder_memory_strides]
         super().__post_init__(**kwargs)
         if self.id2label is None:
             self.num_labels = 2

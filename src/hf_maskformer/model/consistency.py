@@ -59,6 +59,9 @@ def _check_points(config: Any) -> None:
             )
         if not 0 <= config.criterion_importance_ratio <= 1:
             raise ValueError(f"criterion_importance_ratio must be in 0..1, got {config.criterion_importance_ratio}.")
+    strides = config.query_decoder_memory_strides
+    if not strides or not set(strides) <= {8, 16, 32}:
+        raise ValueError(f"query_decoder_memory_strides must be one or more of 8, 16 and 32, got {strides}.")
     if config.query_decoder == "masked" and config.mask_head == "anchored_dot_product":
         raise ValueError("mask_head 'anchored_dot_product' needs query_decoder 'anchored', which is 'masked'.")
 

@@ -10,12 +10,14 @@ reads bilinearly there with learned weights. Two formulations give the same numb
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shapes = Sequence[tuple[int, int]]  # height and width of each level
+QUERIES_AT_ONCE = 512  # 8 heads with 12 points each: tensors of 200 KB
 
 
 class DeformableAttention(nn.Module):
@@ -57,14 +59,16 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(queries).unflatten(-1, (self.heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, grouped[1:])  # (B, Q, heads, L, P)
         # Places are finer than half precision can say: a cell of 1/128 of the canvas is a few of its steps wide.
-        offsets = self.sampling_offsets(queries).unflatten(-1, (*grouped, 2))
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # (B, Q, heads, L, P, 2)
-        references = references.to(offsets.dtype)[:, :, None, None, None]
+        offsets = self.sampling_offsets(queries)  # (B, Q, heads * L * P * 2)
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        references = references.to(offsets.dtype)
+        centres = references[..., :2].repeat(1, 1, self.heads * self.levels * self.points)  # read fast, as written out
         if references.shape[-1] == 2:
-            extents = offsets.new_tensor([[width, height] for height, width in shapes])[:, None]  # (L, 1, 2)
-            places = references + offsets / extents
+            cells = offsets.new_tensor([[1 / width, 1 / height] for height, width in shapes])[:, None]  # (L, 1, 2)
+            units = cells.expand(*grouped, 2).flatten()
         else:
-            places = references[..., :2] + offsets / self.points * references[..., 2:] * 0.5
+            units = references[..., 2:].repeat(1, 1, self.heads * self.levels * self.points) * (0.5 / self.points)
+        places = torch.addcmul(centres, offsets, units).unflatten(-1, (*grouped, 2))  # (B, Q, heads, L, P, 2)
         read = read_sampled if _prefers_sampling(values) else read_gathered
         return self.output(read(values, shapes, places, weights.to(offsets.dtype)).to(values.dtype))
 
@@ -95,27 +99,76 @@ def read_gathered(values: Tensor, shapes: Shapes, places: Tensor, weights: Tenso
     """
     images, _, heads, channels = values.shape
     queries = places.shape[1]
-    table = _bordered(values, shapes)  # (B, S', heads, D)
-    heights, widths, starts = _level_tensors(shapes, places)  # (L, 1) each
+    bordered = _bordered(values, shapes)  # (B, S', heads, D)
+    table = bordered.reshape(-1, channels).to(places.dtype)  # (B*S'*heads, D)
+    rows = images * queries
+    at_once = min(QUERIES_AT_ONCE, rows) if _may_split() else rows
+    grid = _Grid.of(shapes, weights, at_once, index_type=torch.int32 if len(table) < 2**31 else torch.int64)
+    image = torch.arange(images, device=values.device, dtype=grid.head.dtype).mul_(bordered.shape[1])
+    image = image.repeat_interleave(queries)[:, None, None, None]  # (B*Q, 1, 1, 1), the image's first cell
+    parts = (whole.split(at_once) for whole in (image, places.flatten(0, 1), weights.flatten(0, 1)))
+    summed = [_bag_sums(table, first, there, shares, grid) for first, there, shares in zip(*parts, strict=True)]
+    return torch.cat(summed).view(images, queries, heads * channels)
+
+
+def _may_split() -> bool:
+    """Without gradients, queries are taken a few at a time, so that all their numbers stay in the cache."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class _Grid(NamedTuple):
+    """The bordered levels, for N queries at a time: everything is written out, as broadcasting would read it slowly.
+
+    All are (N, heads, L, P); sizes and first cells in the dtype of the places, heads as integers.
+    """
+
+    width: Tensor
+    height: Tensor
+    start: Tensor  # first cell of the level in the table
+    head: Tensor
+
+    @classmethod
+    def of(cls, shapes: Shapes, weights: Tensor, rows: int, *, index_type: torch.dtype) -> "_Grid":
+        """`weights` (B, Q, heads, L, P)."""
+        sizes = (rows, *weights.shape[2:])
+        starts = [0]
+        for height, width in shapes:
+            starts.append(starts[-1] + (height + 2) * (width + 2))
+        levels = weights.new_tensor([(*shape, start) for shape, start in zip(shapes, starts[:-1], strict=True)])
+        heights, widths, firsts = (column[:, None].expand(sizes).contiguous() for column in levels.unbind(1))
+        head = torch.arange(sizes[1], device=weights.device, dtype=index_type)[:, None, None]
+        return cls(widths, heights, firsts, head.expand(sizes).contiguous())
+
+    def first(self, rows: int) -> "_Grid":
+        return self if rows == len(self.head) else _Grid(*(part[:rows] for part in self))
+
+
+def _bag_sums(table: Tensor, image: Tensor, places: Tensor, weights: Tensor, grid: _Grid) -> Tensor:
+    """Of n queries what each head reads: (n * heads, D).
+
+    `table` (rows, D) has a row for each image, cell and head, the head running fastest; `image` (n, 1, 1, 1),
+    `places` (n, heads, L, P, 2), `weights` (n, heads, L, P).
+    """
+    grid = grid.first(len(places))
+    width, height = grid.width, grid.height
     # In cells of the bordered level, whose first cell's centre is 0: what lies further out reads the border, zero.
-    x = (places[..., 0] * widths + 0.5).clamp(min=0).minimum(widths + 1)  # (B, Q, heads, L, P)
-    y = (places[..., 1] * heights + 0.5).clamp(min=0).minimum(heights + 1)
-    left, top = x.detach().floor().minimum(widths), y.detach().floor().minimum(heights)
+    x = (places[..., 0] * width + 0.5).clamp(min=0).minimum(width + 1)  # (n, heads, L, P)
+    y = (places[..., 1] * height + 0.5).clamp(min=0).minimum(height + 1)
+    left, top = x.detach().floor().minimum(width), y.detach().floor().minimum(height)
     right_part, lower_part = x - left, y - top
-    strides = widths + 2
-    head = torch.arange(heads, device=values.device)[:, None, None]
-    image = torch.arange(images, device=values.device)[:, None, None, None, None] * table.shape[1]
-    # Rows of the table are (image, cell, head) with the head running fastest.
-    first = ((top * strides + left + starts).long() + image) * heads + head  # exact in float32 below 2**24 cells
-    below = first + strides.long() * heads
-    lower, upper = weights * lower_part, weights * (1 - lower_part)
-    rows = [first, first + heads, below, below + heads]
-    shares = [upper * (1 - right_part), upper * right_part, lower * (1 - right_part), lower * right_part]
-    bags = torch.stack(rows, -1).view(images * queries * heads, -1)  # (B*Q*heads, L*P*4)
-    bag_weights = torch.stack(shares, -1).view_as(bags)
-    flat = table.reshape(-1, channels).to(bag_weights.dtype)  # (B*S'*heads, D)
-    summed = F.embedding_bag(bags, flat, per_sample_weights=bag_weights, mode="sum")
-    return summed.view(images, queries, heads * channels)
+    stride = width + 2
+    heads = grid.head.shape[1]
+    cell = (top * stride + left + grid.start).to(grid.head.dtype) + image  # exact in float32 below 2**24 cells
+    first = cell * heads + grid.head
+    below = first + (stride * heads).to(first.dtype)
+    lower = weights * lower_part
+    upper = weights - lower
+    lower_right, upper_right = lower * right_part, upper * right_part
+    bags = torch.stack([first, first + heads, below, below + heads], -1)  # (n, heads, L, P, 4)
+    shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)
+    return F.embedding_bag(
+        bags.flatten(2).flatten(0, 1), table, per_sample_weights=shares.flatten(2).flatten(0, 1), mode="sum"
+    )
 
 
 def _bordered(values: Tensor, shapes: Shapes) -> Tensor:
@@ -142,15 +195,6 @@ def read_sampled(values: Tensor, shapes: Shapes, places: Tensor, weights: Tensor
         total = read if total is None else total + read
     assert total is not None
     return total.view(images, heads * channels, queries).transpose(1, 2)
-
-
-def _level_tensors(shapes: Shapes, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Height, width and first cell (of the bordered table) of each level, (L, 1) each, in the dtype of `like`."""
-    starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + (height + 2) * (width + 2))
-    table = like.new_tensor([(*shape, start) for shape, start in zip(shapes, starts[:-1], strict=True)])  # (L, 3)
-    return table[:, None, 0], table[:, None, 1], table[:, None, 2]
 
 
 def cell_centres(shapes: Shapes, *, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """Building blocks that several parts share: attention, feed-forward, transformer layers, convolution + norm, MLP."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+ROWS_AT_ONCE = 1024  # of a feed-forward layer without gradients
 
 
 class Attention(nn.Module):
@@ -75,8 +77,23 @@ class FeedForward(nn.Module):
         self.activation_dropout = activation_dropout
 
     def forward(self, states: Tensor) -> Tensor:
+        return in_rows(self._forward_rows, states)
+
+    def _forward_rows(self, states: Tensor) -> Tensor:
         states = F.dropout(self.activation(self.expand(states)), self.activation_dropout, self.training)
         return F.dropout(self.contract(states), self.dropout, self.training)
+
+
+def in_rows(layer: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """Apply a layer that treats all rows of (..., C) alike; without gradients on a CPU, `ROWS_AT_ONCE` at a time.
+
+    The wide tensor between two linear layers then stays in the cache, and its memory is used again for the next rows;
+    as a whole it would be fresh memory from the system, which has to be cleared, in every call.
+    """
+    split = states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not split or states.numel() <= ROWS_AT_ONCE * states.shape[-1]:
+        return layer(states)
+    return torch.cat([layer(rows) for rows in states.flatten(0, -2).split(ROWS_AT_ONCE)]).view(states.shape)
 
 
 class TransformerEncoderLayer(GradientCheckpointingLayer):

@@ -19,6 +19,7 @@ MASK2FORMER = OfficialFormat(
     parts={
         "pixel_decoder": "deformable",
         "query_decoder": "masked",
+        "query_decoder_memory_strides": [32, 16, 8],
         "mask_head": "dot_product",
         "class_head": "linear",
         "criterion": "points",

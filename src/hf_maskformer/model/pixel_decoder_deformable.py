@@ -141,5 +141,6 @@ class DeformablePixelDecoder(DeformableMemory):
         """Per-pixel embedding (B, E, H/4, W/4) and the encoded maps at strides 8, 16, 32."""
         memory = self.encode(features, padding)
         lateral = self.lateral(features[0])  # (B, C, H/4, W/4)
-        upsampled = F.interpolate(memory[0], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        finest = memory[0].contiguous()  # tokens lie channel by channel, which is slow to interpolate
+        upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.output(lateral + upsampled)), memory

@@ -1,12 +1,12 @@
 """Mask2Former's query decoder: cross-attention within the mask that the layer before predicted (sec. 3.2.1, 3.2.3).
 
-Layer l looks at the map of stride 32, 16 or 8 in turn. A query sees the cells where its own mask, resized to that map,
-is foreground; a query whose mask is empty there sees everything. Order within a layer: masked cross-attention,
-self-attention, feed-forward. Queries are learned features with learned positions; they are predicted from before the
-first layer too, which makes the first attention mask.
+Layer l looks at one map, as published those of stride 32, 16 and 8 in turn. A query sees the cells where its own mask,
+resized to that map, is foreground; a query whose mask is empty there sees everything. Order within a layer: masked
+cross-attention, self-attention, feed-forward. Queries are learned features with learned positions; they are predicted
+from before the first layer too, which makes the first attention mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .layers import Attention, FeedForward, resize_padding
 from .mask_head import DotProductMaskHead, mask_products
 from .position_encoding import SinePositionEncoding2d
-from .query_decoder_standard import LayerPrediction
-
-LEVELS = 3  # strides 32, 16 and 8
+from .query_decoder_standard import MEMORY_STRIDES, LayerPrediction
 
 
 class MaskedQueryDecoderLayer(GradientCheckpointingLayer):
@@ -71,7 +69,7 @@ class MaskedQueryDecoderLayer(GradientCheckpointingLayer):
 
 
 class MaskedQueryDecoder(nn.Module):
-    """A stack of masked layers over three maps; one norm and one pair of heads for all predictions."""
+    """A stack of masked layers that take the maps in turn; one norm and one pair of heads for all predictions."""
 
     def __init__(
         self,
@@ -86,14 +84,16 @@ class MaskedQueryDecoder(nn.Module):
         activation_dropout: float,
         activation: str,
         num_queries: int,
+        memory_strides: Sequence[int] = (32, 16, 8),
     ) -> None:
         super().__init__()
-        # From coarse to fine, the order in which the layers look at them.
+        # Places of the maps, counted from the coarsest, in the order in which the layers look at them.
+        self.levels = [MEMORY_STRIDES.index(stride) - len(MEMORY_STRIDES) for stride in memory_strides]
+        widths = [memory_channels[level] for level in self.levels]
         self.input_projections = nn.ModuleList(
-            nn.Conv2d(width, dim, kernel_size=1) if width != dim else nn.Identity()
-            for width in reversed(memory_channels[-LEVELS:])
+            nn.Conv2d(width, dim, kernel_size=1) if width != dim else nn.Identity() for width in widths
         )
-        self.level_codes = nn.Embedding(LEVELS, dim)
+        self.level_codes = nn.Embedding(len(self.levels), dim)
         self.position_encoding = SinePositionEncoding2d(dim)
         self.query_features = nn.Embedding(num_queries, dim)
         self.query_positions = nn.Embedding(num_queries, dim)
@@ -141,7 +141,7 @@ class MaskedQueryDecoder(nn.Module):
                 masks = mask_head(normed, mask_features) if full_masks or last else None
                 predictions.append(LayerPrediction(class_head(normed), masks, normed, weights))
             if not last:
-                level = index % LEVELS
+                level = index % len(self.levels)
                 with torch.no_grad():
                     small = mask_products(mask_head.query_factor(normed), resized[level])  # (B, Q, h, w)
                     blocked = blocked_cells(small, paddings[level])
@@ -154,14 +154,13 @@ class MaskedQueryDecoder(nn.Module):
     def _levels(
         self, memory: list[Tensor], pixels: Tensor, padding: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[Tensor]]:
-        """Of each level, coarse to fine: tokens (B, L, C), position codes, padding (B, L), pixel factor.
+        """Of each map, in the order of the layers: tokens (B, L, C), position codes, padding (B, L), pixel factor.
 
         A mask is linear in the pixel factor: resized, this gives the resized masks at a fraction of the cost.
         """
         tokens, positions, paddings, resized = [], [], [], []
-        for index, (projection, feature) in enumerate(
-            zip(self.input_projections, reversed(memory[-LEVELS:]), strict=True)
-        ):
+        for index, (projection, level) in enumerate(zip(self.input_projections, self.levels, strict=True)):
+            feature = memory[level]
             size = (feature.shape[2], feature.shape[3])
             level_padding = resize_padding(padding, size)
             codes = self.position_encoding(*size, padding=level_padding, device=feature.device)
