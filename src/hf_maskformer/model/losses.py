@@ -56,35 +56,43 @@ def pairwise_mask_costs(
 class PairSums:
     """Costs of every pair of R predicted and N target masks, from points that come in chunks.
 
-    Both costs are functions of sums over points; the sums are all that is kept.
+    A predicted mask is a product of its query with the embedding of a point. Both costs are functions of sums over
+    points, and the sums are all that is kept; those that are linear in the logits are taken of the embeddings.
     """
 
-    def __init__(self, predictions: int, targets: int, like: Tensor) -> None:
-        """`like`: of the dtype and device of the logits."""
-        self.outside, self.area = like.new_zeros((2, predictions)).unbind()
-        self.product, self.overlap = like.new_zeros((2, targets, predictions)).unbind()
-        self.target_area = like.new_zeros((targets, 1))
+    def __init__(self, queries: Tensor, targets: int) -> None:
+        """`queries` (R, E), and the number N of targets."""
+        self.queries = queries
+        count, width = queries.shape
+        self.magnitude, self.certainty, self.area = queries.new_zeros((3, count)).unbind()
+        self.overlap = queries.new_zeros((targets, count))
+        self.embedding, self.target_embedding = queries.new_zeros(width), queries.new_zeros((targets, width))
+        self.target_area = queries.new_zeros((targets, 1))
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """`logits` (R, p), which are overwritten, and `targets` (N, p) at p more points."""
-        self.product += targets @ logits.T
-        # -log(1 - p) is softplus(x) = max(x, 0) - log(sigmoid(|x|)), and -log p is softplus(x) - x.
-        self.outside += logits.relu().sum(1)
+    def add(self, pixels: Tensor, targets: Tensor) -> None:
+        """Embeddings (E, p) and targets (N, p) of p more points."""
+        self.embedding += pixels.sum(1)
+        self.target_embedding += targets @ pixels.T
+        logits = self.queries @ pixels  # (R, p)
+        self.magnitude += logits.abs().sum(1)
         probabilities = logits.sigmoid_()
+        self.area += probabilities.sum(1)
+        self.overlap += targets @ probabilities.T
+        self.target_area += targets.sum(1, keepdim=True)
         certainty = torch.maximum(probabilities, 1 - probabilities)  # sigmoid(|x|), 0.5 to 1
         for _ in range(LOGARITHM_OF):  # the logarithm of a product instead of many logarithms: at least 0.5 ** 64
             if certainty.shape[1] % 2 == 0:
                 one, other = certainty.chunk(2, dim=1)
                 certainty = one * other
-        self.outside -= certainty.log().sum(1)
-        self.area += probabilities.sum(1)
-        self.overlap += targets @ probabilities.T
-        self.target_area += targets.sum(1, keepdim=True)
+        self.certainty += certainty.log().sum(1)
 
     def costs(self, points: int) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy (mean over the points) and dice cost: (R, N) each."""
+        # -log(1 - p) is softplus(x) = max(x, 0) - log(sigmoid(|x|)), and -log p is softplus(x) - x.
+        outside = (self.magnitude + self.queries @ self.embedding) / 2 - self.certainty  # max(x, 0) = (|x| + x) / 2
+        inside = self.target_embedding @ self.queries.T  # (N, R)
         dice = 1 - (2 * self.overlap + 1) / (self.area + self.target_area + 1)
-        return ((self.outside - self.product) / points).T, dice.T
+        return ((outside - inside) / points).T, dice.T
 
 
 def class_loss(logits: Tensor, targets: Tensor, *, no_object_weight: float) -> Tensor:

@@ -3,11 +3,12 @@
 What costs time and memory in a dense criterion are the mask logits of all queries in all layers. Here they never
 exist. For matching, the per-pixel embedding is read at a few hundred points at a time and multiplied with the queries
 of all layers at once: costs are sums over points, so that no chunk outlives its sums. For the loss, masks are made of
-the matched queries only, of all layers in one product. (The paper's loss points differ from mask to mask, and a
-sampled embedding of 256 channels for each would be larger than the mask itself.)
+the matched queries only, of all layers in one product. (Points of the loss differ from mask to mask, and a sampled
+embedding of 256 channels for each would be larger than the mask itself.) Every mask chooses its least certain points
+from candidates that the masks of its image share, in all layers; the official code draws new ones for each mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from .point_sampling import (
 from .targets import Targets, prepare_targets, within_unit
 
 # Logits of (queries x points) that exist at one time while matching: on a CPU most of them stay in its caches.
-MATCHED_AT_ONCE = {"cpu": 2**20}
+MATCHED_AT_ONCE = {"cpu": 2**19}
 # Candidate points of the loss at one time, over all masks.
 CANDIDATES_AT_ONCE = {"cpu": 2**18}
 AT_ONCE_ELSEWHERE = 2**25  # 128 MiB of float32
@@ -138,12 +139,12 @@ class PointCriterion(Criterion):
             seen = seen.contiguous(memory_format=torch.channels_last)  # all channels of a point lie together
             masks = targets.masks[image]
             wanted = sample_targets(masks, points.expand(len(masks), -1, -1), np.arange(len(masks)))  # (N, P)
-            sums = PairSums(by_image.shape[1], len(masks), features)
+            sums = PairSums(by_image[image], len(masks))
             finite = wanted.isfinite().all()
             for start in range(0, self.points, at_once):
                 some = slice(start, start + at_once)
                 at_points = sample_maps(seen, points[:, some])[0]  # (E, p)
-                sums.add(by_image[image] @ at_points, wanted[:, some])
+                sums.add(at_points, wanted[:, some])
                 finite &= at_points.isfinite().all()
             bce, dice = sums.costs(self.points)
             mask_costs.append(self.mask_cost * bce + self.dice_cost * dice)  # (L * Q, N)
@@ -183,7 +184,11 @@ class PointCriterion(Criterion):
             nothing = (mask_head.query_factor(states[:, :, :1]).sum() + features[:, :, :1, :1].sum()) * 0
             return nothing.expand(len(states)), nothing.expand(len(states))
         totals = features.new_zeros((2, len(states)))
-        further = source.further()  # so that layers taken one by one get the points that they get together
+        images = range(len(features))
+        candidates = self.candidates if self.uncertain else 0
+        pool = torch.cat([source.draw(image, 1, candidates) for image in images]).to(features.dtype)  # (B, C, 2)
+        for_all = self.points - self.uncertain
+        further = torch.cat([source.draw(image, 1, for_all) for image in images]).to(features.dtype)  # (B, F, 2)
         for group in groups:
             layer, query, _, image, place = group.tensors(states.device)
             padded_states = states.new_zeros((*group.shape, states.shape[-1]))  # (B, M, C)
@@ -192,7 +197,7 @@ class PointCriterion(Criterion):
             again = self.gradient_checkpointing and self.training
             with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
                 masks = group.masks(embedding, features)  # (R, h, w)
-            points = self._loss_points(masks.detach(), group, source, further)  # (R, P, 2)
+            points = self._loss_points(masks.detach(), group, pool, further)  # (R, P, 2)
             wanted = sample_targets(targets.masks.flatten(0, 1), points, group.target(targets.masks.shape[1]))
             if again:
                 del masks
@@ -206,17 +211,22 @@ class PointCriterion(Criterion):
         return bce, dice
 
     @torch.no_grad()
-    def _loss_points(self, masks: Tensor, group: "_Group", source: PointSource, further: PointSource) -> Tensor:
-        """For each of R masks (R, h, w) the points of its loss, (R, P, 2): most are where it is least certain."""
+    def _loss_points(self, masks: Tensor, group: "_Group", candidates: Tensor, further: Tensor) -> Tensor:
+        """For each of R masks (R, h, w) the points of its loss, (R, P, 2): most are where it is least certain.
+
+        `candidates` (B, C, 2) to choose from, and `further` (B, F, 2), which all masks of an image have besides.
+        """
+        points = masks.new_empty((len(masks), self.points, 2))
         at_once = max(CANDIDATES_AT_ONCE.get(masks.device.type, AT_ONCE_ELSEWHERE) // max(self.candidates, 1), 1)
-        chosen = []
-        for start in range(0, len(masks), at_once):
-            some = slice(start, start + at_once)
-            candidates = group.draw(source, self.candidates, some).to(masks.dtype)  # (r, C, 2)
-            logits = sample_maps(masks[some, None], candidates)[:, 0]
-            chosen.append(most_uncertain(logits, candidates, self.uncertain))
-        fresh = group.draw(further, self.points - self.uncertain, slice(None)).to(masks.dtype)
-        return torch.cat([torch.cat(chosen), fresh], 1)
+        pairs = torch.view_as_complex(candidates)  # (B, C), x and y as one number, which is faster to pick
+        for image, rows in group.by_image():
+            points[rows, self.uncertain :] = further[image]
+            for start in range(rows.start, rows.stop if self.uncertain else rows.start, at_once):
+                some = slice(start, min(start + at_once, rows.stop))
+                logits = sample_maps(masks[None, some], candidates[image, None])[0]  # (r, C)
+                chosen = pairs[image].take(most_uncertain(logits, self.uncertain))
+                points[some, : self.uncertain] = torch.view_as_real(chosen)
+        return points
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,11 +288,11 @@ class _Group:
             return masks
         return masks[torch.from_numpy(self.image * self.shape[1] + self.place).to(masks.device)]
 
-    def draw(self, source: PointSource, count: int, some: slice) -> Tensor:
-        """`count` points for each of some pairs: (r, count, 2)."""
-        images, masks = np.unique(self.image[some], return_counts=True)
-        drawn = [source.draw(int(image), int(most), count) for image, most in zip(images, masks, strict=True)]
-        return torch.cat(drawn)
+    def by_image(self) -> Iterator[tuple[int, slice]]:
+        """Each image that has pairs, and where they are."""
+        images, firsts, counts = np.unique(self.image, return_index=True, return_counts=True)
+        for image, first, count in zip(images.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+            yield image, slice(first, first + count)
 
 
 def _point_losses(masks: Tensor, points: Tensor, wanted: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 # Pixels of target masks that are converted at one time.
 PIXELS_AT_ONCE = {"cpu": 2**19}
 PIXELS_ELSEWHERE = 2**25
-FURTHER_STREAM = 2**32  # seeds of images are below it
 
 
 class PointSource:
@@ -26,7 +25,6 @@ class PointSource:
 
     def __init__(self, extents: Tensor, seeds: Sequence[int] | Tensor | None) -> None:
         """`extents` (B, 2): the part of the canvas's height and width that is image."""
-        self.extents, self.seeds = extents, seeds
         self.scales = extents.flip(-1)  # (B, 2) x and y
         self.generators: list[torch.Generator | None] = [None] * len(extents)
         if seeds is not None:
@@ -36,11 +34,6 @@ class PointSource:
                 torch.Generator(device=extents.device).manual_seed(int(seed))
                 for seed in torch.as_tensor(seeds).tolist()
             ]
-
-    def further(self) -> "PointSource":
-        """Another stream of points of the same images, however many points were drawn from this one."""
-        seeds = None if self.seeds is None else [int(seed) + FURTHER_STREAM for seed in self.seeds]
-        return PointSource(self.extents, seeds)
 
     def draw(self, image: int, masks: int, count: int) -> Tensor:
         """`count` points for each of `masks` masks of an image: (masks, count, 2) float32."""
@@ -87,14 +80,12 @@ def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     return values
 
 
-def most_uncertain(logits: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Of each mask's candidate points (M, C, 2) the `count` whose logits (M, C) are nearest to 0: (M, count, 2)."""
+def most_uncertain(logits: Tensor, count: int) -> Tensor:
+    """Of each row of logits (M, C) the places of the `count` that are nearest to 0: (M, count) int64."""
     certainty = logits.abs()
     if logits.device.type == "cpu":  # several times as fast as torch's topk there
-        chosen = torch.from_numpy(np.argpartition(certainty.numpy(), count - 1, axis=1)[:, :count])
-    else:
-        chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices  # (M, count)
-    return candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        return torch.from_numpy(np.argpartition(certainty.numpy(), count - 1, axis=1)[:, :count])
+    return certainty.topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def valid_cells(valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
