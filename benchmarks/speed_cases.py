@@ -1,4 +1,4 @@
-"""What `speed.py` measures: the same work, once by ours and once by transformers' Mask2Former, from the same weights.
+"""What `speed.py` measures of the network: the same work by ours and by transformers, from the same weights.
 
 Every case holds two calls without arguments and a check that they give the same numbers. A call does all of its work
 anew and returns nothing that the next one needs.
@@ -13,7 +13,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from transformers import (
+    DetrConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    PreTrainedModel,
+    SwinConfig,
+)
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
 from hf_maskformer.model.deformable_attention import cell_centres, read_gathered, read_sampled
@@ -27,10 +35,13 @@ SWIN_TINY = {
     "depths": [2, 2, 6, 2],
     "num_heads": [3, 6, 12, 24],
     "window_size": 7,
+    "drop_path_rate": 0.0,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
 NUM_LABELS = 133
 LEVEL_STRIDES = (32, 16, 8)
+PEER = "transformers"
+TITLES = {"maskformer": "MaskFormer", "mask2former": "Mask2Former"}
 HEADS, POINTS, HEAD_CHANNELS = 8, 4, 32
 
 
@@ -39,26 +50,35 @@ class Case:
     """One line of the table.
 
     Attributes:
+        title: what is done, as the pages have it.
         calls: what is timed, by the name of the side; `transformers` is what the others are measured by.
         difference: the largest difference between the sides' results; computed anew by every call.
         allowed: the most that `difference` may give.
         aim: how many times as fast ours has to be, if anything was set.
         inputs: what a call starts from, weights too, where the peak of its own tensors is measured.
+        peak_aim: the part of transformers' peak that ours may take, if anything was set.
     """
 
+    title: str
     calls: dict[str, Callable[[], Any]]
     difference: Callable[[], float]
     allowed: float
     aim: float | None = None
     inputs: tuple[Tensor, ...] = ()
+    peak_aim: float | None = None
 
 
-def model_pair() -> tuple[HfMaskFormerForUniversalSegmentation, Mask2FormerForUniversalSegmentation]:
-    """Ours and theirs, full-size Swin-T, the same random weights; the deformable attention is away from its start,
-    where all weights are equal and all offsets regular."""
+def model_pair(family: str = "mask2former") -> tuple[HfMaskFormerForUniversalSegmentation, PreTrainedModel]:
+    """Ours and theirs, full-size Swin-T without dropout, the same random weights; deformable attention is away from
+    its start, where all weights are equal and all offsets regular."""
     torch.manual_seed(0)
     labels = {index: f"class {index}" for index in range(NUM_LABELS)}
-    theirs = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=SWIN_TINY, id2label=labels))
+    if family == "mask2former":
+        theirs = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=SWIN_TINY, id2label=labels))
+    else:
+        decoder = DetrConfig(dropout=0.0)
+        config = MaskFormerConfig(backbone_config=SwinConfig(**SWIN_TINY), decoder_config=decoder, id2label=labels)
+        theirs = MaskFormerForInstanceSegmentation(config)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "sampling_offsets" in name or "attention_weights" in name:
@@ -69,14 +89,18 @@ def model_pair() -> tuple[HfMaskFormerForUniversalSegmentation, Mask2FormerForUn
     return ours.eval(), theirs.eval()
 
 
-def forward_case(size: int) -> Case:
+def random_images(count: int, size: int) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def forward_case(family: str, size: int, *, aim: float) -> Case:
     """Images to class and mask logits of the last layer: one image, no padding, float32.
 
     The results are compared in float64: a cell whose logit is 0 but for rounding is hidden from a query on one side
     and seen on the other, and from there on float32 results part by far more than rounding.
     """
-    ours, theirs = model_pair()
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    ours, theirs = model_pair(family)
+    images = random_images(1, size)
 
     def outputs(model: Any, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -89,8 +113,44 @@ def forward_case(size: int) -> Case:
         ours.float(), theirs.float()  # exactly the weights that there were
         return largest_difference(actual, expected)
 
-    calls = {"ours": lambda: outputs(ours), "transformers": lambda: outputs(theirs)}
-    return Case(calls, difference, allowed=1e-5, aim=1.4)
+    calls = {"ours": lambda: outputs(ours), PEER: lambda: outputs(theirs)}
+    title = f"{TITLES[family]} Swin-T, one image {size}x{size}, forward"
+    return Case(title, calls, difference, allowed=1e-5, aim=aim)
+
+
+def train_step_case(family: str, size: int, *, aim: float, images: int = 2, targets: int = 12) -> Case:
+    """Pixels and targets to the loss of all layers and the gradients of all weights; no padding, float32.
+
+    Each side gets masks as its own image processor makes them: ours bool, transformers' float32. The losses are
+    compared in float64, for the same points.
+    """
+    ours, theirs = model_pair(family)
+    theirs.config.use_auxiliary_loss = True  # MaskFormer's is off by default there, and always on in the paper
+    if family == "maskformer":
+        theirs.config.output_hidden_states = True  # without them transformers cannot compute it
+    for model in (ours, theirs):
+        model.train()
+    pixels = random_images(images, size)
+    masks, classes = rectangles(images, targets, size, torch.Generator().manual_seed(2))
+    float_masks = [image_masks.float() for image_masks in masks]
+
+    def loss(model: Any, mask_labels: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+        return model(pixel_values=pixels.to(dtype), mask_labels=mask_labels, class_labels=classes).loss
+
+    def step(model: Any, mask_labels: list[Tensor]) -> None:
+        loss(model, mask_labels).backward()
+        model.zero_grad()
+
+    def difference() -> float:
+        with same_points(), torch.no_grad():
+            expected = loss(theirs.double(), [image_masks.double() for image_masks in masks], torch.float64)
+            actual = loss(ours.double(), masks, torch.float64)
+        ours.float(), theirs.float()
+        return largest_difference((actual,), (expected,))
+
+    calls = {"ours": lambda: step(ours, masks), PEER: lambda: step(theirs, float_masks)}
+    title = f"{TITLES[family]} Swin-T, {images} images {size}x{size} with {targets} targets each, training step"
+    return Case(title, calls, difference, allowed=1e-4, aim=aim)
 
 
 def loss_case(size: int, *, images: int = 2, targets: int = 12) -> Case:
@@ -130,9 +190,10 @@ def loss_case(size: int, *, images: int = 2, targets: int = 12) -> Case:
         with same_points():
             return largest_difference(results(ours_loss), results(theirs_loss))
 
-    calls = {"ours": lambda: results(ours_loss), "transformers": lambda: results(theirs_loss)}
+    calls = {"ours": lambda: results(ours_loss), PEER: lambda: results(theirs_loss)}
     inputs = (states, features, *masks, *float_masks, *classes, *weights_of(ours), *weights_of(theirs))
-    return Case(calls, difference, allowed=1e-4, aim=3.0, inputs=inputs)
+    title = f"loss of ten layers, {images} images {size}x{size}, {targets} targets in all, forward and backward"
+    return Case(title, calls, difference, allowed=1e-4, aim=3.0, inputs=inputs, peak_aim=1 / 3)
 
 
 def attention_case(size: int, *, backward: bool) -> Case:
@@ -158,15 +219,16 @@ def attention_case(size: int, *, backward: bool) -> Case:
     reads: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: read_gathered(values, shapes, places, weights),
         "ours, sampled": lambda: read_sampled(values, shapes, places, weights),
-        "transformers": lambda: multi_scale_deformable_attention(values, shapes, places, weights),
+        PEER: lambda: multi_scale_deformable_attention(values, shapes, places, weights),
     }
 
     def difference() -> float:
-        expected = results(reads["transformers"])
+        expected = results(reads[PEER])
         return max(largest_difference(results(read), expected) for read in reads.values())
 
     calls = {name: (lambda read=read: results(read)) for name, read in reads.items()}
-    return Case(calls, difference, allowed=1e-4)
+    title = f"deformable attention, {size}x{size}, forward{' and backward' if backward else ''}"
+    return Case(title, calls, difference, allowed=1e-4)
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
