@@ -9,7 +9,7 @@ from PIL import Image
 
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
-from hf_maskformer.model.target_encoding import distinct_values
+from hf_maskformer.model.target_encoding import IdMap
 
 LABELS = {0: "road", 1: "car", 2: "sky"}
 PLAIN = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
@@ -372,7 +372,10 @@ def test_a_segment_of_a_record_may_be_missing_in_the_png():
 
 @pytest.mark.parametrize("dtype", IDS, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (12, 13)])
-def test_distinct_values_are_those_of_unique(dtype, size):
+def test_values_of_a_map_and_the_rows_they_stand_in(dtype, size):
     ids_map = np.random.default_rng(0).choice(np.array(IDS[dtype], dtype=dtype), size)
     for array in (ids_map, np.sort(ids_map, axis=None).reshape(size), np.full_like(ids_map, IDS[dtype][-1])):
-        assert distinct_values(array).tolist() == np.unique(array).tolist()
+        found = IdMap.of(array)
+        rows = [np.flatnonzero((array == value).any(axis=1)) for value in np.unique(array)]
+        assert found.values.tolist() == np.unique(array).tolist()
+        assert (found.first.tolist(), found.last.tolist()) == ([row[0] for row in rows], [row[-1] for row in rows])

@@ -140,15 +140,15 @@ def scale_intensities(values: torch.Tensor, intensity_range: tuple[float, float]
     return ((values.double() - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def new_batch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
-    """A tensor of any content, for large results.
+def new_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """As `torch.zeros`, for large results.
 
-    On the CPU its memory is numpy's, which asks Linux for large pages where torch does not: with small ones the first
-    write to each page costs several times what the writing does.
+    On the CPU its memory is numpy's, which asks Linux for large pages where torch does not, and does not clear what
+    the kernel has cleared: the first write to a small page costs several times what the writing does.
     """
     if device is not None and device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(shape, dtype=torch.empty((), dtype=dtype).numpy().dtype))
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty((), dtype=dtype).numpy().dtype))
 
 
 def write_normalized(

@@ -18,7 +18,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_conversion import list_images, new_batch, padded_size, resized_size, to_rgb_tensor, write_normalized
+from .image_conversion import list_images, new_zeros, padded_size, resized_size, to_rgb_tensor, write_normalized
 from .label_spec import LabelSpec
 from .mask_wise_merge import mask_wise_segments
 from .masks import decode_rles
@@ -207,15 +207,12 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         sizes = [resized_size(image_size, **kwargs) for image_size in image_sizes]
         canvas = padded_size(sizes, **kwargs)
         device = tensors[0].device
-        pixel_values = new_batch((len(tensors), 3, *canvas), torch.float32, device)
-        pixel_mask = new_batch((len(tensors), *canvas), torch.int64, device)
+        pixel_values = new_zeros((len(tensors), 3, *canvas), torch.float32, device)
+        pixel_mask = new_zeros((len(tensors), *canvas), torch.int64, device)
         for index, (height, width) in enumerate(sizes):
             resized = self.resize(tensors.pop(0), SizeDict(height=height, width=width), resample=kwargs["resample"])
             write_normalized(resized, pixel_values[index, :, :height, :width], **kwargs)
             pixel_mask[index, :height, :width] = 1
-            for batch in (pixel_values, pixel_mask):
-                batch[index, ..., height:, :] = 0
-                batch[index, ..., :height, width:] = 0
             del resized  # nothing but the batch stays
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         features = BatchFeature(data, tensor_type=kwargs["return_tensors"])

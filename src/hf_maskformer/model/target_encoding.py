@@ -3,9 +3,9 @@
 `encode_targets` takes the annotations of a batch; every other function here those of one image and a `Frame`, and
 plans its masks: which there are is known, and checked, before the memory for them is taken. All masks of a batch stand
 in one block, each written once. An annotation that is one map of ids is narrowed to the smallest integers, resized
-once, nearest pixel, and compared with each id straight into the block; other masks are decoded and resized one by one,
-so that memory holds the block and one more mask. A mask without a pixel left is dropped together with its label.
-`where` names the image in errors.
+once, nearest pixel, and the rows that an id may stand in are compared with it straight into the block; other masks are
+decoded and resized one by one, so that memory holds the block and one more mask. A mask without a pixel left is
+dropped together with its label. `where` names the image in errors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .image_conversion import new_batch
+from .image_conversion import new_zeros
 from .label_spec import LabelSpec
 from .masks import decode_rle, panoptic_png_to_ids, segmentation_to_mask
 from .target_inputs import TargetInputs
@@ -69,16 +69,43 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class PlannedMasks:
-    """The masks of one image that are still to be written.
+class PlannedMask:
+    """A mask still to be written: where `array` (n, w), the rows of the resized image from `top` on, is `value`."""
 
-    Attributes:
-        count: how many there are at most.
-        masks: in order (array, value, label): the mask is where the (h, w) array has the value. None is empty.
-    """
+    array: np.ndarray
+    value: int
+    label: int
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedMasks:
+    """The masks of one image in order, none of them empty; `count` is how many there are at most."""
 
     count: int
-    masks: Iterable[tuple[np.ndarray, int, int]]
+    masks: Iterable[PlannedMask]
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """An (H, W) map of integers; its different `values`, ascending, and the first and the last row of each."""
+
+    ids: np.ndarray
+    values: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> "IdMap":
+        """Reads the map once, and where neighbours differ once more: fast where they mostly do not."""
+        flat = ids.reshape(-1)
+        ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), len(flat) - 1)  # of the runs of equal pixels
+        values = np.unique(flat[ends])
+        rank = np.searchsorted(values, flat[ends])
+        first, last = np.empty((2, len(values)), dtype=np.int64)
+        last[rank] = ends  # what is assigned last stays
+        first[rank[::-1]] = np.append(0, ends[:-1] + 1)[::-1]
+        return cls(ids, values, first // ids.shape[1], last // ids.shape[1])
 
 
 def encode_targets(
@@ -86,24 +113,22 @@ def encode_targets(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Masks (N_i, *canvas) bool, False in the padding, and class labels (N_i,) int64 of every image.
 
-    The masks are views of one block: small blocks would not fill large pages (see `new_batch`).
+    The masks are views of one block: small blocks would not fill large pages (see `new_zeros`).
     """
     plans = [planned_masks(inputs, index, rules, frame) for index, frame in enumerate(frames)]
     counts = [plan.count for plan in plans]
-    block = new_batch((sum(counts), *frames[0].canvas), torch.bool)
-    written = [_write(plan, part, frame) for plan, part, frame in zip(plans, block.split(counts), frames, strict=True)]
+    block = new_zeros((sum(counts), *frames[0].canvas), torch.bool)
+    written = [_write(plan, part) for plan, part in zip(plans, block.split(counts), strict=True)]
     return [masks for masks, _ in written], [labels for _, labels in written]
 
 
-def _write(plan: PlannedMasks, block: torch.Tensor, frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks and labels of one image, in a block (plan.count, *frame.canvas) of any content."""
-    height, width = frame.size
+def _write(plan: PlannedMasks, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks and labels of one image, in a block (plan.count, *canvas) that is False."""
     labels: list[int] = []
-    for canvas, (array, value, label) in zip(block.numpy(), plan.masks, strict=False):
-        np.equal(array, value, out=canvas[:height, :width])
-        canvas[height:] = False
-        canvas[:height, width:] = False
-        labels.append(label)
+    for canvas, mask in zip(block.numpy(), plan.masks, strict=False):
+        height, width = mask.array.shape
+        np.equal(mask.array, mask.value, out=canvas[mask.top : mask.top + height, :width])
+        labels.append(mask.label)
     return block[: len(labels)], torch.tensor(labels, dtype=torch.int64)
 
 
@@ -134,13 +159,14 @@ def planned_masks(inputs: TargetInputs, index: int, rules: LabelRules, frame: Fr
 def semantic_map_targets(semantic_map: Any, rules: LabelRules, frame: Frame, where: str) -> PlannedMasks:
     """One mask per label that occurs in the map; ignored pixels belong to no mask."""
     raw = _label_map(semantic_map, frame.image_size, where)
-    values = distinct_values(raw)
+    id_map = IdMap.of(raw)
+    values = id_map.values
     negative = values[(values < 0) & (values != rules.ignore_index)]
     if len(negative):  # before the shift, where -1 would pass for void
         raise ValueError(f"{where}: label {negative[0]} is negative; ignore_index is {rules.ignore_index}")
     labels = rules.reduce(values)
     rules.check(labels[labels != VOID], f"{where} (after do_reduce_labels)" if rules.do_reduce_labels else where)
-    return _id_masks(raw, values, _labelled(values.tolist(), labels), frame)
+    return _id_masks(id_map, values.tolist(), labels, frame)
 
 
 def instance_map_targets(
@@ -158,17 +184,17 @@ def instance_map_targets(
     instances = _label_map(instance_map, frame.image_size, where)
     table = {int(key): int(value) for key, value in instance_id_to_semantic_id.items()}
     unnamed_void = {rules.ignore_index, 0} if rules.do_reduce_labels else {rules.ignore_index}
-    values = distinct_values(instances)
-    for instance in values.tolist():
+    id_map = IdMap.of(instances)
+    for instance in id_map.values.tolist():
         if instance not in table and instance not in unnamed_void:
             raise ValueError(
                 f"{where}: instance id {instance} is not in instance_id_to_semantic_id, known: {sorted(table)[:20]}; "
                 f"map it to {rules.ignore_index} (ignore_index) if it is background"
             )
-    named = [instance for instance in values.tolist() if instance in table]
+    named = [instance for instance in id_map.values.tolist() if instance in table]
     labels = rules.reduce(np.array([table[instance] for instance in named], dtype=np.int64))
     rules.check(labels[labels != VOID], where)
-    return _id_masks(instances, values, _labelled(named, labels), frame)
+    return _id_masks(id_map, named, labels, frame)
 
 
 def coco_instance_targets(record: Mapping[str, Any], rules: LabelRules, frame: Frame, where: str) -> PlannedMasks:
@@ -202,13 +228,14 @@ def coco_panoptic_targets(
     is_coloured = array.ndim == 3 and array.shape[-1] == 3
     ids = _label_map(panoptic_png_to_ids(array) if is_coloured else array, frame.image_size, where)
     segments = {int(segment["id"]): segment for segment in record["segments_info"]}
-    values = distinct_values(ids)
-    unknown = [value for value in values.tolist() if value != 0 and value not in segments]
+    id_map = IdMap.of(ids)
+    unknown = [value for value in id_map.values.tolist() if value != 0 and value not in segments]
     if unknown:
         raise ValueError(f"{where}: segment id {unknown[0]} of the panoptic map is not in segments_info")
     kept = [segment for segment in segments.values() if not segment.get("iscrowd", 0)]
     rules.check([segment["category_id"] for segment in kept], where)
-    return _id_masks(ids, values, [(int(segment["id"]), int(segment["category_id"])) for segment in kept], frame)
+    labels = np.array([int(segment["category_id"]) for segment in kept], dtype=np.int64)
+    return _id_masks(id_map, [int(segment["id"]) for segment in kept], labels, frame)
 
 
 def mask_targets(
@@ -244,16 +271,13 @@ def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = array.shape[-2:]
     if (height, width) == tuple(size):
         return array
-    rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
-    columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
+    rows, columns = (_nearest(before, after) for before, after in zip((height, width), size, strict=True))
     return array.take(rows, axis=-2).take(columns, axis=-1)
 
 
-def distinct_values(array: np.ndarray) -> np.ndarray:
-    """As `np.unique` of an integer array, fast where neighbours are mostly equal, as in maps of segments."""
-    flat = array.reshape(-1)
-    last_of_runs = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.unique(np.concatenate([flat[last_of_runs], flat[-1:]]))
+def _nearest(before: int, after: int) -> np.ndarray:
+    """(after,) the index below the centre of each, ascending."""
+    return (2 * np.arange(after) + 1) * before // (2 * after)
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -296,32 +320,35 @@ def _binary(mask: np.ndarray, what: str) -> np.ndarray:
     return on
 
 
-def _id_masks(ids: np.ndarray, values: np.ndarray, named: Sequence[tuple[int, int]], frame: Frame) -> PlannedMasks:
-    """The masks of the `named` ids, each with its label, of a map (H, W) that holds just the different `values`."""
-    resized = resize_nearest(_narrowed(ids, values), frame.size)
-    shrinks = any(after < before for after, before in zip(frame.size, ids.shape, strict=True))
-    left = set((distinct_values(resized) if shrinks else values).tolist())
-    masks = [(resized, value, label) for value, label in named if value in left]
+def _id_masks(id_map: IdMap, ids: Sequence[int], labels: np.ndarray, frame: Frame) -> PlannedMasks:
+    """The masks of some ids, in this order, each with its label; without those that are VOID or have no pixel left."""
+    resized = resize_nearest(_narrowed(id_map), frame.size)
+    shrinks = any(after < before for after, before in zip(frame.size, id_map.ids.shape, strict=True))
+    left = set((np.unique(resized) if shrinks else id_map.values).tolist())
+    rows = _nearest(id_map.ids.shape[0], frame.size[0])
+    tops = np.searchsorted(rows, id_map.first).tolist()
+    bottoms = np.searchsorted(rows, id_map.last, side="right").tolist()
+    bands = dict(zip(id_map.values.tolist(), zip(tops, bottoms, strict=True), strict=True))
+    masks = []
+    for value, label in zip(ids, labels.tolist(), strict=True):
+        if label != VOID and value in left:
+            top, bottom = bands[value]
+            masks.append(PlannedMask(resized[top:bottom], value, label, top))
     return PlannedMasks(len(masks), masks)
 
 
-def _labelled(ids: Sequence[int], labels: np.ndarray) -> list[tuple[int, int]]:
-    """Each id with its label, where that is not VOID."""
-    return [(value, label) for value, label in zip(ids, labels.tolist(), strict=True) if label != VOID]
-
-
-def _narrowed(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The map in the smallest integers that hold its values, which ascend."""
+def _narrowed(id_map: IdMap) -> np.ndarray:
+    """The map in the smallest integers that hold its values."""
     for dtype in ID_TYPES:
         limits = np.iinfo(dtype)
-        if limits.min <= int(values[0]) and int(values[-1]) <= limits.max:
-            return ids.astype(dtype, copy=False)
-    return ids
+        if limits.min <= int(id_map.values[0]) and int(id_map.values[-1]) <= limits.max:
+            return id_map.ids.astype(dtype, copy=False)
+    return id_map.ids
 
 
-def _resized(masks: Iterable[tuple[np.ndarray, int]], frame: Frame) -> Iterable[tuple[np.ndarray, int, int]]:
+def _resized(masks: Iterable[tuple[np.ndarray, int]], frame: Frame) -> Iterable[PlannedMask]:
     """The (H, W) bool masks that have a pixel left at the size of the frame, each read when it is asked for."""
     for mask, label in masks:
         resized = resize_nearest(mask, frame.size)
         if resized.any():
-            yield resized, True, label
+            yield PlannedMask(resized, True, label)
