@@ -17,6 +17,8 @@ Suites:
         deformable attention alone, at the levels of the image.
     loss: that loss with 12 targets in each of two images.
     train-step: two images with 12 targets each, from pixels to the gradients of all weights.
+    processor: images, with and without maps of 20 segments each, to a batch.
+    pipeline: `pipeline("image-segmentation")` from a photo's file to its masks.
 """
 
 import argparse
@@ -32,12 +34,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
 from process_memory import reset_peak, resident
 from speed_cases import PEER, Case, attention_case, forward_case, loss_case, train_step_case
+from speed_processor import pipeline_case, processor_case
 from training_rows import commit_of
 
 from hf_maskformer.training.hardware import hardware
@@ -72,6 +76,16 @@ SUITES = {
             "mask2former": partial(train_step_case, "mask2former", aim=1.6),
         },
     ),
+    "processor": Suite(
+        512,
+        {
+            "instance maps": partial(processor_case, maps="instances", aim=10.0),
+            "instance maps, int64": partial(processor_case, maps="instances", dtype=np.int64, aim=10.0),
+            "label maps": partial(processor_case, maps="labels", aim=10.0),
+            "no maps": partial(processor_case, maps=None, aim=1.2),
+        },
+    ),
+    "pipeline": Suite(1080, {"maskformer": partial(pipeline_case, aim=1.5)}),
 }
 
 

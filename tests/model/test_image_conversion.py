@@ -1,10 +1,15 @@
 """Images of every kind become the same three channels, or are refused by name."""
 
+import copy
+import itertools
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hf_maskformer.model.image_conversion import new_zeros, to_rgb_tensor, write_normalized
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
 LABELS = {0: "road", 1: "car", 2: "sky"}
@@ -102,3 +107,91 @@ class TestImages:
             tiny()(str(tmp_path / "broken.jpg"))
         with pytest.raises(ValueError, match=r"absent\.jpg: no such image file"):
             tiny()(str(tmp_path / "absent.jpg"))
+
+
+class TestNormalizing:
+    @pytest.mark.parametrize("size", [(3, 5), (64, 7), (65, 31), (200, 9)])
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_values_by_formula_and_nothing_beside_them(self, size, channels_last):
+        image = torch.from_numpy(photo(*size)).permute(2, 0, 1)
+        image = image if channels_last else image.contiguous()
+        canvas = torch.full((3, size[0] + 2, size[1] + 3), 9.0)
+        mean, std = [0.5, 0.25, 0.125], [0.5, 2.0, 0.25]
+        settings = {"rescale_factor": 1 / 255, "image_mean": mean, "image_std": std}
+        pixels = image.double()
+        channels = [torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std)]
+        for rescale, normalize in itertools.product((True, False), repeat=2):
+            expected = pixels / 255 if rescale else pixels
+            expected = (expected - channels[0]) / channels[1] if normalize else expected
+            part = canvas[:, : size[0], : size[1]]
+            write_normalized(image, part, do_rescale=rescale, do_normalize=normalize, **settings)
+            torch.testing.assert_close(part.double(), expected, atol=1e-6, rtol=1e-6)
+            assert (canvas[:, size[0] :] == 9).all()
+            assert (canvas[:, :, size[1] :] == 9).all()
+
+    def test_a_deviation_of_zero_is_refused(self):
+        with pytest.raises(ValueError, match=r"image_std must not hold 0, got \(0.5, 0.0, 0.5\)"):
+            HfMaskFormerImageProcessor(image_std=(0.5, 0.0, 0.5))(photo())
+
+
+class TestViews:
+    def test_what_torch_can_take_is_not_copied(self):
+        array = photo()
+        assert to_rgb_tensor(array, "image 0").data_ptr() == array.ctypes.data
+
+    @pytest.mark.parametrize(
+        "layout", ["backwards", "BGR", "read-only", "every second", "channels first", "one value"]
+    )
+    def test_any_layout_in_memory_gives_the_same(self, layout):
+        image = photo(21, 34)
+        given = {
+            "backwards": np.ascontiguousarray(image[::-1, ::-1])[::-1, ::-1],
+            "BGR": np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+            "read-only": np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(image.shape),
+            "every second": np.repeat(image, 2, axis=0)[::2],
+            "channels first": np.ascontiguousarray(image.transpose(2, 0, 1)),
+            "one value": np.broadcast_to(np.uint8(77), image.shape),
+        }[layout]
+        expected = np.full_like(image, 77) if layout == "one value" else image
+        kept = given.copy()
+        processor = HfMaskFormerImageProcessor(size={"max_height": 32, "max_width": 40})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            actual = processor(given)["pixel_values"]
+        assert torch.equal(actual, processor(expected)["pixel_values"])
+        assert np.array_equal(given, kept)
+
+    @pytest.mark.parametrize(
+        ("image", "settings"),
+        [
+            (photo(), {}),
+            (photo(), {"do_resize": False}),
+            (torch.from_numpy(photo()).permute(2, 0, 1), {"do_resize": False, "do_normalize": False}),
+            (torch.rand(3, 20, 30), {"do_resize": False, "do_rescale": False}),
+            (torch.rand(3, 20, 30), {"do_resize": False, "do_rescale": False, "do_normalize": False}),
+        ],
+    )
+    def test_the_image_stays_what_it_was(self, image, settings):
+        kept = copy.deepcopy(image)
+        batch = HfMaskFormerImageProcessor(**settings)(image)
+        batch["pixel_values"].fill_(9)
+        assert (image == kept).all()
+
+    def test_padding_is_zero(self):
+        processor = HfMaskFormerImageProcessor(size={"max_height": 32, "max_width": 40})
+        maps = [np.zeros((20, 30), dtype=np.uint8), np.zeros((30, 10), dtype=np.uint8)]
+        batch = processor([photo(20, 30), photo(30, 10)], segmentation_maps=maps)
+        inside = batch["pixel_mask"].bool()
+        assert inside.sum(dim=(1, 2)).tolist() == [26 * 40, 32 * 10]
+        assert set(batch["pixel_mask"].unique().tolist()) == {0, 1}
+        assert (batch["pixel_values"].movedim(1, -1)[~inside] == 0).all()
+        assert all(torch.equal(masks[0], valid) for masks, valid in zip(batch["mask_labels"], inside, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 4)])
+def test_new_zeros(shape, dtype):
+    tensor = new_zeros(shape, dtype)
+    assert not tensor.any()
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (shape, dtype, True)
+    assert new_zeros(shape, dtype, torch.device("meta")).device.type == "meta"

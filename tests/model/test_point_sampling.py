@@ -83,8 +83,28 @@ def test_targets_equal_grid_sample_however_many_are_converted_at_once(masks_at_o
     read = sample_targets(masks, points, READERS)
     expected = by_grid_sample(masks[READERS, None].double(), points)[:, 0]
     torch.testing.assert_close(read, expected, atol=1e-12, rtol=0)
+    if not kind.is_floating_point:
+        assert not taken  # bytes are read where they stand
+        return
     assert sum(taken) == 4  # every target that is read is converted once
     assert max(taken) == min(max(masks_at_once, 1), 4)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (5, 1), (33, 20), (384, 384)])
+def test_bytes_equal_grid_sample_at_every_place(kind, size):
+    """Within, on the border, far outside; points in float32 as they are drawn; masks that are a view of others."""
+    masks = (random(6, 3, *size) > 0.5).to(kind)[:, 1]
+    points = torch.cat([random(6, 200, 2, seed=1, dtype=torch.float32), random(6, 50, 2, seed=2).float() * 8 - 4], 1)
+    points[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    read = sample_targets(masks, points, np.arange(6)[::-1])
+    expected = by_grid_sample(masks.flip(0)[:, None].double(), points.double())[:, 0]
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read.double(), expected, atol=1e-4, rtol=0)
+    inside = slice(4, 200)
+    converted = by_grid_sample(masks.flip(0)[:, None].float(), points)[:, 0]
+    last_bit = max(size) * torch.finfo(torch.float32).eps  # of a place in pixels
+    torch.testing.assert_close(read[:, inside], converted[:, inside], atol=max(1e-6, last_bit), rtol=0)
 
 
 def test_nothing_to_read():

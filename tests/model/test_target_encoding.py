@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.masks import encode_rle, ids_to_panoptic_png
+from hf_maskformer.model.target_encoding import IdMap
 
 LABELS = {0: "road", 1: "car", 2: "sky"}
 PLAIN = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
@@ -267,3 +268,114 @@ class TestMasks:
         expected[0, :2, :3], expected[1, :2, :3] = torch.eye(2, 3).bool(), True
         assert torch.equal(features["mask_labels"][0], expected)
         assert features["class_labels"][0].tolist() == [2, 0]
+
+
+# --- id maps, beside one mask after the other ------------------------------------------------------------------------
+
+SIZES = [((24, 31), (37, 53)), ((24, 31), (7, 5)), ((9, 40), (30, 11)), ((6, 5), (6, 5))]  # of a map, resized
+IDS = {
+    np.bool_: [0, 1],
+    np.uint8: [0, 1, 7, 254, 255],
+    np.int16: [-3, 0, 255, 256, 300],
+    np.uint16: [0, 255, 256, 40000, 65535],
+    np.int32: [0, 3, 65535, 65536, 2**31 - 1],
+    np.int64: [-(2**40), -1, 0, 70000, 2**33],
+    np.uint64: [0, 1, 255, 256, 2**63],
+}
+LAYOUTS = {
+    "plain": lambda ids: ids,
+    "column by column": np.asfortranarray,
+    "backwards": lambda ids: np.ascontiguousarray(ids[::-1, ::-1])[::-1, ::-1],
+    "every second": lambda ids: np.repeat(np.repeat(ids, 2, axis=0), 2, axis=1)[::2, ::2],
+    "foreign byte order": lambda ids: ids.astype(ids.dtype.newbyteorder()),
+    "read-only": lambda ids: np.frombuffer(ids.tobytes(), dtype=ids.dtype).reshape(ids.shape),
+}
+
+
+def random_map(ids: list[int], dtype: type, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Blocks of 1 to 3 pixels; the last id stands in the first pixel only, where shrinking may lose it."""
+    choice = np.random.default_rng(seed).integers(0, len(ids) - 1, size)
+    ids_map = np.array(ids, dtype=dtype)[np.repeat(choice, 3, axis=1)[:, : size[1]]]
+    ids_map[0, 0] = ids[-1]
+    return ids_map
+
+
+def one_by_one(ids_map: np.ndarray, labels: dict[int, int], size: tuple[int, int], canvas: tuple[int, int]):
+    """(masks, labels): each id compared, then resized by the pixel under each centre, then padded; empty ones out."""
+    rows = [int((row + 0.5) * ids_map.shape[0] / size[0]) for row in range(size[0])]
+    columns = [int((column + 0.5) * ids_map.shape[1] / size[1]) for column in range(size[1])]
+    masks, kept = [np.zeros((0, *canvas), dtype=bool)], []
+    for value, label in labels.items():
+        mask = np.zeros((1, *canvas), dtype=bool)
+        mask[0, : size[0], : size[1]] = (ids_map == value)[np.ix_(rows, columns)]
+        if mask.any():
+            masks.append(mask)
+            kept.append(label)
+    return torch.from_numpy(np.concatenate(masks)), kept
+
+
+def resizing(size: tuple[int, int], **settings) -> HfMaskFormerImageProcessor:
+    canvas = {"height": size[0] + 3, "width": size[1] + 2}
+    fixed = {"height": size[0], "width": size[1]}
+    return HfMaskFormerImageProcessor(**{"size": fixed, "size_divisor": 1, "pad_size": canvas, **settings})
+
+
+@pytest.mark.parametrize("dtype", IDS, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_instance_maps_equal_one_mask_after_the_other(dtype, layout):
+    for size, resized in SIZES:
+        ids_map = random_map(IDS[dtype], dtype, size)
+        labels = {value: 5 + place for place, value in enumerate(IDS[dtype])}
+        expected, kept = one_by_one(ids_map, labels, resized, (resized[0] + 3, resized[1] + 2))
+        features = resizing(resized, ignore_index=-100)(
+            photo(*size), segmentation_maps=LAYOUTS[layout](ids_map), instance_id_to_semantic_id=labels
+        )
+        assert torch.equal(features["mask_labels"][0], expected)
+        assert features["class_labels"][0].tolist() == kept
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
+def test_label_maps_equal_one_mask_after_the_other(dtype, reduced):
+    values = [0, 2, 3, 120, 255, 1]
+    labels = {value: value - reduced for value in sorted(values) if value != 255 and (value or not reduced)}
+    for size, resized in SIZES:
+        label_map = random_map(values, dtype, size)
+        expected, kept = one_by_one(label_map, labels, resized, (resized[0] + 3, resized[1] + 2))
+        features = resizing(resized, do_reduce_labels=reduced)(photo(*size), segmentation_maps=label_map)
+        assert torch.equal(features["mask_labels"][0], expected)
+        assert features["class_labels"][0].tolist() == kept
+
+
+def test_the_images_of_a_batch_keep_to_their_part_of_the_block():
+    """Different sizes, numbers and padding, one image without a mask; an image alone gives the same."""
+    sizes = [(20, 30), (40, 17), (8, 8), (33, 33)]
+    maps = [random_map([1, 2, 3, 9], np.uint8, size, seed) for seed, size in enumerate(sizes)]
+    maps[2][:] = 255
+    processor = HfMaskFormerImageProcessor(size={"max_height": 25, "max_width": 22})
+    together = processor([photo(*size) for size in sizes], segmentation_maps=maps)
+    assert [len(masks) for masks in together["mask_labels"]] == [4, 4, 0, 4]
+    for index, (size, one) in enumerate(zip(sizes, maps, strict=True)):
+        alone = processor(photo(*size), segmentation_maps=one)
+        assert torch.equal(together["mask_labels"][index], alone["mask_labels"][0])
+        assert torch.equal(together["class_labels"][index], alone["class_labels"][0])
+        inside = (together["mask_labels"][index].sum(0) <= together["pixel_mask"][index]).all()
+        assert inside
+
+
+def test_a_segment_of_a_record_may_be_missing_in_the_png():
+    record = {"segments_info": [{"id": 7, "category_id": 0}, {"id": 300, "category_id": 1}]}
+    features = tiny()(photo(2, 2), segmentation_maps=np.array([[0, 300], [300, 300]]), annotations=record)
+    assert features["class_labels"][0].tolist() == [1]
+    assert features["mask_labels"][0].int().tolist() == [[[0, 1], [1, 1]]]
+
+
+@pytest.mark.parametrize("dtype", IDS, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (12, 13)])
+def test_values_of_a_map_and_the_rows_they_stand_in(dtype, size):
+    ids_map = np.random.default_rng(0).choice(np.array(IDS[dtype], dtype=dtype), size)
+    for array in (ids_map, np.sort(ids_map, axis=None).reshape(size), np.full_like(ids_map, IDS[dtype][-1])):
+        found = IdMap.of(array)
+        rows = [np.flatnonzero((array == value).any(axis=1)) for value in np.unique(array)]
+        assert found.values.tolist() == np.unique(array).tolist()
+        assert (found.first.tolist(), found.last.tolist()) == ([row[0] for row in rows], [row[-1] for row in rows])

@@ -18,7 +18,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_conversion import list_images, padded_size, resized_size, to_rgb_tensor
+from .image_conversion import list_images, new_zeros, padded_size, resized_size, to_rgb_tensor, write_normalized
 from .label_spec import LabelSpec
 from .mask_wise_merge import mask_wise_segments
 from .masks import decode_rles
@@ -49,11 +49,9 @@ from .processor_settings import (
     check_choice,
     checked_settings,
 )
-from .target_encoding import Frame, LabelRules, TargetInputs, encode_targets
+from .target_encoding import Frame, LabelRules, encode_targets
+from .target_inputs import TargetInputs
 from .task_methods import hidden_for_tasks
-
-PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-ROWS_AT_ONCE = 64  # of an image turned into floats: the batch is the only large array of them
 
 
 class HfMaskFormerImageProcessor(TorchvisionBackend):
@@ -184,7 +182,8 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         Returns:
             `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64, 1 = image; with annotations also
             `mask_labels`, a list of (N_i, H, W) bool (padding False), and `class_labels`, a list of (N_i,) int64.
-            A mask that loses its last pixel by resizing is left out together with its label.
+            The masks of a batch are views of one block of memory. A mask that loses its last pixel by resizing is
+            left out together with its label.
 
         Raises:
             ValueError: naming the image and the value that is wrong, and what is allowed.
@@ -208,26 +207,20 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         sizes = [resized_size(image_size, **kwargs) for image_size in image_sizes]
         canvas = padded_size(sizes, **kwargs)
         device = tensors[0].device
-        pixel_values = torch.zeros((len(tensors), 3, *canvas), device=device)
-        pixel_mask = torch.zeros((len(tensors), *canvas), dtype=torch.int64, device=device)
+        pixel_values = new_zeros((len(tensors), 3, *canvas), torch.float32, device)
+        pixel_mask = new_zeros((len(tensors), *canvas), torch.int64, device)
         for index, (height, width) in enumerate(sizes):
             resized = self.resize(tensors.pop(0), SizeDict(height=height, width=width), resample=kwargs["resample"])
-            values = pixel_values[index, :, :height, :width]
-            for part, target in zip(resized.split(ROWS_AT_ONCE, 1), values.split(ROWS_AT_ONCE, 1), strict=True):
-                target.copy_(self.rescale_and_normalize(part[None], *(kwargs[name] for name in PIXEL_SETTINGS))[0])
+            write_normalized(resized, pixel_values[index, :, :height, :width], **kwargs)
             pixel_mask[index, :height, :width] = 1
-            del resized, part  # a view of it: nothing but the batch stays
+            del resized  # nothing but the batch stays
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         features = BatchFeature(data, tensor_type=kwargs["return_tensors"])
         if targets is not None:
             labels = None if kwargs["id2label"] is None else LabelSpec(kwargs["id2label"], (), kwargs["ignore_index"])
             rules = LabelRules(labels, kwargs["ignore_index"], bool(kwargs["do_reduce_labels"]))
-            encoded = [
-                encode_targets(targets, index, rules, Frame(image_size, size, canvas))
-                for index, (image_size, size) in enumerate(zip(image_sizes, sizes, strict=True))
-            ]
-            features["mask_labels"] = [masks for masks, _ in encoded]
-            features["class_labels"] = [labels for _, labels in encoded]
+            frames = [Frame(image_size, size, canvas) for image_size, size in zip(image_sizes, sizes, strict=True)]
+            features["mask_labels"], features["class_labels"] = encode_targets(targets, rules, frames)
         return features
 
     def post_process_semantic_segmentation(

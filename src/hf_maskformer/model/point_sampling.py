@@ -51,7 +51,8 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
 def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     """Values of target masks at points, one mask and its own points a row.
 
-    A target is converted to the dtype of the points once, however many rows read it, and only a few at a time.
+    On the CPU, masks of bytes are read where they stand; others are converted to the dtype of the points, once however
+    many rows read them, and only a few at a time.
 
     Args:
         masks: (T, H, W) bool, uint8 or float.
@@ -61,6 +62,8 @@ def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     Returns:
         (R, P) in the dtype of the points.
     """
+    if masks.device.type == "cpu" and masks.dtype in (torch.bool, torch.uint8):
+        return _sample_bytes(masks, points, target)
     values = points.new_empty(points.shape[:2])
     different, rank, readers = np.unique(target, return_inverse=True, return_counts=True)
     order = np.argsort(rank, kind="stable")
@@ -78,6 +81,38 @@ def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
         found = sample_maps(masks[chosen, None].to(points.dtype), grouped.flatten(1, 2))  # (t, 1, r * P)
         values[row] = found.view(grouped.shape[:3])[group, slot]
     return values
+
+
+def _sample_bytes(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
+    """As `sample_targets`: the four pixels around a point are all that is read of a mask.
+
+    2 to 5 times as fast as converting masks of 384x384 to 1024x1024 for 12544 points each (1 thread).
+    """
+    height, width = masks.shape[1:]
+    pixels = masks.view(torch.uint8).numpy().reshape(len(masks), height * width)
+    places = points.detach().numpy()
+    values = np.empty(places.shape[:2], dtype=places.dtype)
+    for row, index in enumerate(target.tolist()):
+        left, right, left_share, right_share = _neighbours(places[row, :, 0], width)
+        above, below, upper_share, lower_share = _neighbours(places[row, :, 1], height)
+        mask, above, below = pixels[index], above * width, below * width
+        upper = mask.take(above + left) * left_share + mask.take(above + right) * right_share
+        lower = mask.take(below + left) * left_share + mask.take(below + right) * right_share
+        values[row] = upper * upper_share + lower * lower_share
+    return torch.from_numpy(values)
+
+
+def _neighbours(places: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
+    """The pixel before and the one after each place (P,) of a side, and the share of each: 0 beyond the side."""
+    positions = places * length - 0.5
+    floors = np.floor(positions)
+    after_share = positions - floors
+    before = floors.astype(np.int32)
+    after = before + 1
+    # As unsigned numbers the negative ones are large, too.
+    before_share = (1 - after_share) * (before.view(np.uint32) < length)
+    after_share *= after.view(np.uint32) < length
+    return before.clip(0, length - 1), after.clip(0, length - 1), before_share, after_share
 
 
 def most_uncertain(logits: Tensor, count: int) -> Tensor:

@@ -1,9 +1,11 @@
-"""Annotations of one image -> binary masks and class labels, the training targets of mask classification.
+"""Annotations -> binary masks and class labels, the training targets of mask classification.
 
-Every function here takes the annotation of one image and a `Frame`, and returns masks (N, *frame.canvas) bool, False
-in the padding, and class labels (N,) int64. Each mask is resized on its own, nearest pixel, right after it was
-decoded, and written into the result, so that memory holds the result and one more mask. A mask without a pixel left
-is dropped together with its label. `where` names the image in errors.
+`encode_targets` takes the annotations of a batch; every other function here those of one image and a `Frame`, and
+plans its masks: which there are is known, and checked, before the memory for them is taken. All masks of a batch stand
+in one block, each written once. An annotation that is one map of ids is narrowed to the smallest integers, resized
+once, nearest pixel, and the rows that an id may stand in are compared with it straight into the block; other masks are
+decoded and resized one by one, so that memory holds the block and one more mask. A mask without a pixel left is
+dropped together with its label. `where` names the image in errors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .image_conversion import new_zeros
 from .label_spec import LabelSpec
 from .masks import decode_rle, panoptic_png_to_ids, segmentation_to_mask
+from .target_inputs import TargetInputs
 
+ID_TYPES = (np.uint8, np.int16, np.int32)  # the narrower, the more ids are compared at one time
 VOID = -1  # inside this file: pixels without a label, whatever the ignore_index
 
 
@@ -36,7 +41,10 @@ class LabelRules:
             raise ValueError(f"{where}: label {array.min()} is negative, allowed: 0 and up")
 
     def reduce(self, raw: np.ndarray) -> np.ndarray:
-        """Raw label values -> label ids, VOID where there is none; ignored pixels stay ignored, never become 254."""
+        """Raw label values -> label ids, VOID where there is none; what is ignored stays so, and never becomes 254.
+
+        No two values become the same label, but for VOID.
+        """
         values = raw.astype(np.int64)
         void = values == self.ignore_index
         if self.do_reduce_labels:
@@ -60,21 +68,105 @@ class Frame:
     canvas: tuple[int, int]
 
 
-Targets = tuple[torch.Tensor, torch.Tensor]
+@dataclass(frozen=True)
+class PlannedMask:
+    """A mask still to be written: where `array` (n, w), the rows of the resized image from `top` on, is `value`."""
+
+    array: np.ndarray
+    value: int
+    label: int
+    top: int = 0
 
 
-def semantic_map_targets(semantic_map: Any, rules: LabelRules, frame: Frame, where: str) -> Targets:
+@dataclass(frozen=True)
+class PlannedMasks:
+    """The masks of one image in order, none of them empty; `count` is how many there are at most."""
+
+    count: int
+    masks: Iterable[PlannedMask]
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """An (H, W) map of integers; its different `values`, ascending, and the first and the last row of each."""
+
+    ids: np.ndarray
+    values: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> "IdMap":
+        """Reads the map once, and where neighbours differ once more: fast where they mostly do not."""
+        flat = ids.reshape(-1)
+        ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), len(flat) - 1)  # of the runs of equal pixels
+        values = np.unique(flat[ends])
+        rank = np.searchsorted(values, flat[ends])
+        first, last = np.empty((2, len(values)), dtype=np.int64)
+        last[rank] = ends  # what is assigned last stays
+        first[rank[::-1]] = np.append(0, ends[:-1] + 1)[::-1]
+        return cls(ids, values, first // ids.shape[1], last // ids.shape[1])
+
+
+def encode_targets(
+    inputs: TargetInputs, rules: LabelRules, frames: Sequence[Frame]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Masks (N_i, *canvas) bool, False in the padding, and class labels (N_i,) int64 of every image.
+
+    The masks are views of one block: small blocks would not fill large pages (see `new_zeros`).
+    """
+    plans = [planned_masks(inputs, index, rules, frame) for index, frame in enumerate(frames)]
+    counts = [plan.count for plan in plans]
+    block = new_zeros((sum(counts), *frames[0].canvas), torch.bool)
+    written = [_write(plan, part) for plan, part in zip(plans, block.split(counts), strict=True)]
+    return [masks for masks, _ in written], [labels for _, labels in written]
+
+
+def _write(plan: PlannedMasks, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks and labels of one image, in a block (plan.count, *canvas) that is False."""
+    labels: list[int] = []
+    for canvas, mask in zip(block.numpy(), plan.masks, strict=False):
+        height, width = mask.array.shape
+        np.equal(mask.array, mask.value, out=canvas[mask.top : mask.top + height, :width])
+        labels.append(mask.label)
+    return block[: len(labels)], torch.tensor(labels, dtype=torch.int64)
+
+
+def planned_masks(inputs: TargetInputs, index: int, rules: LabelRules, frame: Frame) -> PlannedMasks:
+    """The masks of image `index`, by the kind of annotation that was given."""
+    where = f"image {index}"
+    if inputs.masks is not None and inputs.class_labels is not None:
+        return mask_targets(inputs.masks[index], inputs.class_labels[index], rules, frame, where)
+    label_map = None if inputs.segmentation_maps is None else inputs.segmentation_maps[index]
+    if inputs.annotations is not None:
+        record = inputs.annotations[index]
+        names = [f"{key} {record[key]}" for key in ("image_id", "file_name") if key in record]
+        where = f"{where} ({', '.join(names)})" if names else where
+        if "annotations" in record and label_map is None:
+            return coco_instance_targets(record, rules, frame, where)
+        if "segments_info" in record and label_map is not None:
+            return coco_panoptic_targets(record, label_map, rules, frame, where)
+        raise ValueError(
+            f"{where}: annotations must be COCO instance records (key annotations) alone, or COCO panoptic records "
+            f"(key segments_info) together with their PNGs in segmentation_maps; got keys {sorted(record)}"
+        )
+    if inputs.instance_id_to_semantic_id is not None:
+        table = inputs.instance_id_to_semantic_id[index]
+        return instance_map_targets(label_map, table, rules, frame, where)
+    return semantic_map_targets(label_map, rules, frame, where)
+
+
+def semantic_map_targets(semantic_map: Any, rules: LabelRules, frame: Frame, where: str) -> PlannedMasks:
     """One mask per label that occurs in the map; ignored pixels belong to no mask."""
     raw = _label_map(semantic_map, frame.image_size, where)
-    values = np.unique(raw)
+    id_map = IdMap.of(raw)
+    values = id_map.values
     negative = values[(values < 0) & (values != rules.ignore_index)]
     if len(negative):  # before the shift, where -1 would pass for void
         raise ValueError(f"{where}: label {negative[0]} is negative; ignore_index is {rules.ignore_index}")
-    reduced = rules.reduce(values)
-    rules.check(reduced[reduced != VOID], f"{where} (after do_reduce_labels)" if rules.do_reduce_labels else where)
-    labels = resize_nearest(rules.reduce(raw), frame.size)
-    present = [label for label in np.unique(labels).tolist() if label != VOID]
-    return _stack(((labels == label, label) for label in present), len(present), frame)
+    labels = rules.reduce(values)
+    rules.check(labels[labels != VOID], f"{where} (after do_reduce_labels)" if rules.do_reduce_labels else where)
+    return _id_masks(id_map, values.tolist(), labels, frame)
 
 
 def instance_map_targets(
@@ -83,7 +175,7 @@ def instance_map_targets(
     rules: LabelRules,
     frame: Frame,
     where: str,
-) -> Targets:
+) -> PlannedMasks:
     """One mask per instance id of the map, labelled by the dict.
 
     The dict comes first: an id that it names is an instance, 255 too. An id that it does not name must be the
@@ -92,22 +184,20 @@ def instance_map_targets(
     instances = _label_map(instance_map, frame.image_size, where)
     table = {int(key): int(value) for key, value in instance_id_to_semantic_id.items()}
     unnamed_void = {rules.ignore_index, 0} if rules.do_reduce_labels else {rules.ignore_index}
-    labels: dict[int, int] = {}
-    for instance in np.unique(instances).tolist():
-        if instance in table:
-            labels[instance] = int(rules.reduce(np.array(table[instance])))
-        elif instance not in unnamed_void:
+    id_map = IdMap.of(instances)
+    for instance in id_map.values.tolist():
+        if instance not in table and instance not in unnamed_void:
             raise ValueError(
                 f"{where}: instance id {instance} is not in instance_id_to_semantic_id, known: {sorted(table)[:20]}; "
                 f"map it to {rules.ignore_index} (ignore_index) if it is background"
             )
-    named = {instance: label for instance, label in labels.items() if label != VOID}
-    rules.check(list(named.values()), where)
-    resized = resize_nearest(instances, frame.size)
-    return _stack(((resized == instance, label) for instance, label in named.items()), len(named), frame)
+    named = [instance for instance in id_map.values.tolist() if instance in table]
+    labels = rules.reduce(np.array([table[instance] for instance in named], dtype=np.int64))
+    rules.check(labels[labels != VOID], where)
+    return _id_masks(id_map, named, labels, frame)
 
 
-def coco_instance_targets(record: Mapping[str, Any], rules: LabelRules, frame: Frame, where: str) -> Targets:
+def coco_instance_targets(record: Mapping[str, Any], rules: LabelRules, frame: Frame, where: str) -> PlannedMasks:
     """One mask per COCO instance annotation (polygons or RLE); crowds are skipped. Category ids are label ids."""
     kept = [annotation for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
     rules.check([annotation["category_id"] for annotation in kept], where)
@@ -118,9 +208,9 @@ def coco_instance_targets(record: Mapping[str, Any], rules: LabelRules, frame: F
                 mask = segmentation_to_mask(annotation["segmentation"], *frame.image_size)
             except ValueError as error:
                 raise ValueError(f"{where}: annotation {annotation.get('id', index)}: {error}") from error
-            yield resize_nearest(mask, frame.size), int(annotation["category_id"])
+            yield mask, int(annotation["category_id"])
 
-    return _stack(decoded(), len(kept), frame)
+    return PlannedMasks(len(kept), _resized(decoded(), frame))
 
 
 def coco_panoptic_targets(
@@ -129,7 +219,7 @@ def coco_panoptic_targets(
     rules: LabelRules,
     frame: Frame,
     where: str,
-) -> Targets:
+) -> PlannedMasks:
     """One mask per COCO panoptic segment; crowds and id 0 are void.
 
     `panoptic_map` is the RGB PNG of the record, or a (H, W) map of the segment ids.
@@ -138,14 +228,14 @@ def coco_panoptic_targets(
     is_coloured = array.ndim == 3 and array.shape[-1] == 3
     ids = _label_map(panoptic_png_to_ids(array) if is_coloured else array, frame.image_size, where)
     segments = {int(segment["id"]): segment for segment in record["segments_info"]}
-    unknown = [value for value in np.unique(ids).tolist() if value != 0 and value not in segments]
+    id_map = IdMap.of(ids)
+    unknown = [value for value in id_map.values.tolist() if value != 0 and value not in segments]
     if unknown:
         raise ValueError(f"{where}: segment id {unknown[0]} of the panoptic map is not in segments_info")
     kept = [segment for segment in segments.values() if not segment.get("iscrowd", 0)]
     rules.check([segment["category_id"] for segment in kept], where)
-    resized = resize_nearest(ids, frame.size)
-    masks = ((resized == int(segment["id"]), int(segment["category_id"])) for segment in kept)
-    return _stack(masks, len(kept), frame)
+    labels = np.array([int(segment["category_id"]) for segment in kept], dtype=np.int64)
+    return _id_masks(id_map, [int(segment["id"]) for segment in kept], labels, frame)
 
 
 def mask_targets(
@@ -154,7 +244,7 @@ def mask_targets(
     rules: LabelRules,
     frame: Frame,
     where: str,
-) -> Targets:
+) -> PlannedMasks:
     """Masks as given, which may overlap: (N, H, W) of 0 and 1 (or 255), or N RLE dicts or (H, W) arrays.
 
     The N masks are read one by one, so an object that has a length and makes each mask when it is asked for will do.
@@ -171,9 +261,9 @@ def mask_targets(
             name = f"{where}: mask {index}"
             array = decode_rle(mask) if isinstance(mask, dict) else _binary(to_array(mask), name)
             _check_size(array.shape, frame.image_size, name)
-            yield resize_nearest(array, frame.size), int(labels[index])
+            yield array, int(labels[index])
 
-    return _stack(decoded(), len(masks), frame)
+    return PlannedMasks(len(masks), _resized(decoded(), frame))
 
 
 def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -181,9 +271,13 @@ def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = array.shape[-2:]
     if (height, width) == tuple(size):
         return array
-    rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
-    columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
-    return array[..., rows[:, None], columns]
+    rows, columns = (_nearest(before, after) for before, after in zip((height, width), size, strict=True))
+    return array.take(rows, axis=-2).take(columns, axis=-1)
+
+
+def _nearest(before: int, after: int) -> np.ndarray:
+    """(after,) the index below the centre of each, ascending."""
+    return (2 * np.arange(after) + 1) * before // (2 * after)
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -226,110 +320,35 @@ def _binary(mask: np.ndarray, what: str) -> np.ndarray:
     return on
 
 
-def _stack(masks: Iterable[tuple[np.ndarray, int]], count: int, frame: Frame) -> Targets:
-    """At most `count` masks (h, w) with their labels, written one by one into the padded result."""
-    stacked = torch.zeros((count, *frame.canvas), dtype=torch.bool)
-    resized = stacked[:, : frame.size[0], : frame.size[1]].numpy()  # (count, h, w), the same memory
-    labels: list[int] = []
+def _id_masks(id_map: IdMap, ids: Sequence[int], labels: np.ndarray, frame: Frame) -> PlannedMasks:
+    """The masks of some ids, in this order, each with its label; without those that are VOID or have no pixel left."""
+    resized = resize_nearest(_narrowed(id_map), frame.size)
+    shrinks = any(after < before for after, before in zip(frame.size, id_map.ids.shape, strict=True))
+    left = set((np.unique(resized) if shrinks else id_map.values).tolist())
+    rows = _nearest(id_map.ids.shape[0], frame.size[0])
+    tops = np.searchsorted(rows, id_map.first).tolist()
+    bottoms = np.searchsorted(rows, id_map.last, side="right").tolist()
+    bands = dict(zip(id_map.values.tolist(), zip(tops, bottoms, strict=True), strict=True))
+    masks = []
+    for value, label in zip(ids, labels.tolist(), strict=True):
+        if label != VOID and value in left:
+            top, bottom = bands[value]
+            masks.append(PlannedMask(resized[top:bottom], value, label, top))
+    return PlannedMasks(len(masks), masks)
+
+
+def _narrowed(id_map: IdMap) -> np.ndarray:
+    """The map in the smallest integers that hold its values."""
+    for dtype in ID_TYPES:
+        limits = np.iinfo(dtype)
+        if limits.min <= int(id_map.values[0]) and int(id_map.values[-1]) <= limits.max:
+            return id_map.ids.astype(dtype, copy=False)
+    return id_map.ids
+
+
+def _resized(masks: Iterable[tuple[np.ndarray, int]], frame: Frame) -> Iterable[PlannedMask]:
+    """The (H, W) bool masks that have a pixel left at the size of the frame, each read when it is asked for."""
     for mask, label in masks:
-        if mask.any():
-            resized[len(labels)] = mask
-            labels.append(label)
-    return stacked[: len(labels)], torch.tensor(labels, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class TargetInputs:
-    """The annotations of a batch as the caller gave them, one entry per image in each list."""
-
-    segmentation_maps: list[Any] | None
-    annotations: list[Any] | None
-    instance_id_to_semantic_id: list[Any] | None
-    masks: list[Any] | None
-    class_labels: list[Any] | None
-
-    @classmethod
-    def collect(
-        cls,
-        count: int,
-        single: bool,
-        segmentation_maps: Any = None,
-        annotations: Any = None,
-        instance_id_to_semantic_id: Any = None,
-        masks: Any = None,
-        class_labels: Any = None,
-    ) -> "TargetInputs | None":
-        """Bring the arguments of the processor to lists of `count` entries; None if there is no annotation.
-
-        For a `single` image each argument may be given without a list around it.
-
-        Raises:
-            ValueError: the arguments contradict each other, or their number is not that of the images.
-        """
-        if (masks is None) != (class_labels is None):
-            raise ValueError("masks and class_labels must be given together")
-        if masks is not None and (segmentation_maps is not None or annotations is not None):
-            raise ValueError("give either masks with class_labels, or segmentation_maps, or annotations")
-        if instance_id_to_semantic_id is not None and (segmentation_maps is None or annotations is not None):
-            raise ValueError("instance_id_to_semantic_id needs segmentation_maps of instance ids and no annotations")
-        if segmentation_maps is None and annotations is None and masks is None:
-            return None
-        if isinstance(instance_id_to_semantic_id, Mapping):
-            instance_id_to_semantic_id = [instance_id_to_semantic_id] * count
-        if single:
-            segmentation_maps = _wrap(segmentation_maps, not isinstance(segmentation_maps, (list, tuple)))
-            annotations = _wrap(annotations, isinstance(annotations, Mapping))
-            masks = _wrap(masks, _is_one_image(masks, mask_dimensions=2))
-            class_labels = _wrap(class_labels, _is_one_image(class_labels, mask_dimensions=0))
-        given = {
-            "segmentation_maps": segmentation_maps,
-            "annotations": annotations,
-            "instance_id_to_semantic_id": instance_id_to_semantic_id,
-            "masks": masks,
-            "class_labels": class_labels,
-        }
-        for name, value in given.items():
-            if value is not None and (isinstance(value, Mapping) or len(value) != count):
-                raise ValueError(
-                    f"{name} must be a list with one entry per image: {count} images, got {_length(value)}"
-                )
-        return cls(**{name: None if value is None else list(value) for name, value in given.items()})
-
-
-def encode_targets(inputs: TargetInputs, index: int, rules: LabelRules, frame: Frame) -> Targets:
-    """Masks and class labels of image `index`, by the kind of annotation that was given."""
-    where = f"image {index}"
-    if inputs.masks is not None and inputs.class_labels is not None:
-        return mask_targets(inputs.masks[index], inputs.class_labels[index], rules, frame, where)
-    label_map = None if inputs.segmentation_maps is None else inputs.segmentation_maps[index]
-    if inputs.annotations is not None:
-        record = inputs.annotations[index]
-        names = [f"{key} {record[key]}" for key in ("image_id", "file_name") if key in record]
-        where = f"{where} ({', '.join(names)})" if names else where
-        if "annotations" in record and label_map is None:
-            return coco_instance_targets(record, rules, frame, where)
-        if "segments_info" in record and label_map is not None:
-            return coco_panoptic_targets(record, label_map, rules, frame, where)
-        raise ValueError(
-            f"{where}: annotations must be COCO instance records (key annotations) alone, or COCO panoptic records "
-            f"(key segments_info) together with their PNGs in segmentation_maps; got keys {sorted(record)}"
-        )
-    if inputs.instance_id_to_semantic_id is not None:
-        table = inputs.instance_id_to_semantic_id[index]
-        return instance_map_targets(label_map, table, rules, frame, where)
-    return semantic_map_targets(label_map, rules, frame, where)
-
-
-def _wrap(value: Any, is_one_image: bool) -> Any:
-    return [value] if value is not None and is_one_image else value
-
-
-def _is_one_image(value: Any, mask_dimensions: int) -> bool:
-    """True if the value describes one image (an array, or a list of RLE dicts or of items of so many dimensions)."""
-    if not isinstance(value, (list, tuple)) or len(value) == 0:
-        return True
-    return isinstance(value[0], Mapping) or getattr(value[0], "ndim", np.ndim(value[0])) == mask_dimensions
-
-
-def _length(value: Any) -> str:
-    return "a dict" if isinstance(value, Mapping) else f"{len(value)} entries"
+        resized = resize_nearest(mask, frame.size)
+        if resized.any():
+            yield PlannedMask(resized, True, label)
