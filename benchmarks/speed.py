@@ -12,6 +12,9 @@ a GPU's allocator calls allocated), `resident` the peak of the process's residen
 Suite `forward`: the whole model with a Swin-T backbone and 100 queries on one image; the loss of two images with 12
 targets together, ten layers, from query states and per-pixel embedding to the gradients of both; deformable attention
 alone, at the levels of the image.
+
+Suite `postprocess`: outputs for four images, 100 queries and 133 classes with masks of a quarter of the size, to label
+maps, instances and panoptic segments at the size of photos; `speed_postprocess.py` says what the outputs are like.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from accelerate import Accelerator
 from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
 from process_memory import reset_peak, resident
 from speed_cases import Case, attention_case, forward_case, loss_case
+from speed_postprocess import segments_case, semantic_case
 from training_rows import commit_of
 
 from hf_maskformer.training.hardware import hardware
@@ -45,6 +49,16 @@ SUITES: dict[str, dict[str, Callable[[int], Case]]] = {
         "loss": loss_case,
         "attention": partial(attention_case, backward=False),
         "attention and gradients": partial(attention_case, backward=True),
+    },
+    "postprocess": {
+        "semantic, 480x640": partial(semantic_case, target=(480, 640), aim=6.0),
+        "semantic, 1080x1920": partial(semantic_case, target=(1080, 1920), aim=12.0),
+        "instance, 1080x1920": partial(segments_case, method="instance", target=(1080, 1920), aim=4.0),
+        "panoptic, 1080x1920": partial(segments_case, method="panoptic", target=(1080, 1920), aim=4.0),
+        "noise, semantic, 480x640": partial(semantic_case, target=(480, 640), aim=None, realistic=False),
+        "noise, panoptic, 480x640": partial(
+            segments_case, method="panoptic", target=(480, 640), aim=None, realistic=False
+        ),
     },
 }
 
