@@ -107,8 +107,8 @@ class CellGrid:
         """Cells (n,) in parts whose patches and `floats_per_cell` further float32 stay within the chunk's bytes."""
         patch = self.rows.pixels.shape[0] * self.columns.pixels.shape[0]
         count = max(1, chunk_bytes(cells.device) // (4 * (8 * patch + floats_per_cell)))
-        for part in cells.split(count):
-            yield CellPatches(self, part)
+        for start in range(0, len(cells), count):  # `split` would give one empty part of none
+            yield CellPatches(self, cells[start : start + count])
 
 
 class CellPatches:
