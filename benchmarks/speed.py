@@ -18,6 +18,8 @@ Suites:
     loss: that loss with 12 targets in each of two images.
     train-step: two images with 12 targets each, from pixels to the gradients of all weights.
     processor: images, with and without maps of 20 segments each, to a batch.
+    postprocess: outputs for four images, 100 queries and 133 classes with masks of a quarter of the size, to label
+        maps, instances and panoptic segments at the size of photos.
     pipeline: `pipeline("image-segmentation")` from a photo's file to its masks.
 """
 
@@ -42,6 +44,7 @@ from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
 from process_memory import reset_peak, resident
 from speed_cases import PEER, Case, attention_case, forward_case, loss_case, train_step_case
 from speed_processor import pipeline_case, processor_case
+from speed_postprocess import segments_case, semantic_case
 from training_rows import commit_of
 
 from hf_maskformer.training.hardware import hardware
@@ -86,6 +89,19 @@ SUITES = {
         },
     ),
     "pipeline": Suite(1080, {"maskformer": partial(pipeline_case, aim=1.5)}),
+    "postprocess": Suite(
+        512,
+        {
+            "semantic, 480x640": partial(semantic_case, target=(480, 640), aim=6.0),
+            "semantic, 1080x1920": partial(semantic_case, target=(1080, 1920), aim=12.0, peak_aim=0.2),
+            "instance, 1080x1920": partial(segments_case, method="instance", target=(1080, 1920), aim=4.0),
+            "panoptic, 1080x1920": partial(segments_case, method="panoptic", target=(1080, 1920), aim=4.0),
+            "noise, semantic, 480x640": partial(semantic_case, target=(480, 640), aim=None, realistic=False),
+            "noise, panoptic, 480x640": partial(
+                segments_case, method="panoptic", target=(480, 640), aim=None, realistic=False
+            ),
+        },
+    ),
 }
 
 

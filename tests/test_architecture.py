@@ -53,7 +53,7 @@ PARTS = (
 )
 LOSSES = r"criterion|point_criterion|location_criterion|matcher|losses|point_sampling|denoising"
 PROCESSING = r"image_processing_hf_maskformer|postprocess|tiling|masks|mask_runs|polygons|label_spec|image_conversion"
-PROCESSING += r"|target_encoding|target_inputs"
+PROCESSING += r"|target_encoding|target_inputs|resampling|cell_grid|mask_codes"
 MODEL_MUST_NOT_REACH = {
     PROCESSING: rf"modeling_hf_maskformer|{PARTS}|{LOSSES}",
     PARTS: rf"modeling_hf_maskformer|configuration_hf_maskformer|{LOSSES}",

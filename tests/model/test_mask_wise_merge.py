@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
-from hf_maskformer.model import postprocess
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.mask_wise_merge import mask_wise_segments
-from hf_maskformer.model.postprocess import FULL_EXTENT, panoptic_segments, resize_maps
+from hf_maskformer.model.postprocess import panoptic_segments
+from hf_maskformer.model.resampling import FULL_EXTENT, resample, resize_maps
 
 SURE = 30.0  # logit of a probability that is 1 in float32
 THING, STUFF = 0, 1
@@ -233,9 +233,8 @@ def test_reading_parts_of_maps_gives_what_whole_maps_give(extent, monkeypatch):
     settings = {"target_size": (60, 70), "extent": extent, "threshold": 0.1}
     windowed = mask_wise_segments(class_logits, mask_logits, **settings)
     monkeypatch.setattr(
-        "hf_maskformer.model.mask_wise_merge._windows", lambda maps, *rest: [(0, 60, 0, 70)] * len(maps)
+        "hf_maskformer.model.mask_wise_merge.mask_windows", lambda maps, *rest: [(0, 60, 0, 70)] * len(maps)
     )
-    monkeypatch.setattr(postprocess, "CHUNK_BYTES", 1)
     whole = mask_wise_segments(class_logits, mask_logits, **settings)
     assert windowed["segments_info"]
     assert torch.equal(windowed["segmentation"], whole["segmentation"])
@@ -246,7 +245,6 @@ def test_reading_parts_of_maps_gives_what_whole_maps_give(extent, monkeypatch):
 
 def test_dropped_queries_are_never_resized(monkeypatch):
     seen = []
-    resample = postprocess.resample
     monkeypatch.setattr(
         "hf_maskformer.model.mask_wise_merge.resample",
         lambda maps, *samples: seen.append(len(maps)) or resample(maps, *samples),

@@ -8,10 +8,10 @@ from pycocotools import mask as coco
 from transformers import MaskFormerImageProcessor
 from transformers.utils import ModelOutput
 
-from hf_maskformer.model import postprocess
+from hf_maskformer.model import cell_grid, postprocess
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.masks import decode_rle, decode_rles
-from hf_maskformer.model.postprocess import resize_maps
+from hf_maskformer.model.resampling import resize_maps
 
 HIGH = 8.0  # logit of a sure decision
 
@@ -44,6 +44,11 @@ def random_outputs(seed: int, batch: int = 2, queries: int = 12, num_labels: int
         class_queries_logits=scale * torch.randn(batch, queries, num_labels + 1, generator=generator),
         masks_queries_logits=scale * torch.randn(batch, queries, *size, generator=generator),
     )
+
+
+def make_chunks_tiny(monkeypatch) -> None:
+    monkeypatch.setattr(cell_grid, "CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(postprocess, "CHUNK_BYTES", 1)
 
 
 def random_maps(*shape: int) -> torch.Tensor:
@@ -111,7 +116,7 @@ class TestSemantic:
         outputs = random_outputs(1, num_labels=7)
         processor = HfMaskFormerImageProcessor()
         whole = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 40)] * 2)
-        monkeypatch.setattr(postprocess, "CHUNK_BYTES", 2 * 4 * 40 * 40)
+        make_chunks_tiny(monkeypatch)
         assert all(map(torch.equal, whole, processor.post_process_semantic_segmentation(outputs, [(40, 40)] * 2)))
 
     def test_perfect_logits_on_a_padded_canvas_give_the_perfect_map(self):
@@ -164,7 +169,7 @@ class TestPanoptic:
     @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.8])
     def test_equals_the_plain_loop(self, seed, overlap, monkeypatch):
         outputs = random_outputs(seed, batch=1, queries=20)
-        monkeypatch.setattr(postprocess, "CHUNK_BYTES", 3 * 4 * 40 * 44)
+        make_chunks_tiny(monkeypatch)
         result = HfMaskFormerImageProcessor(thing_label_ids=(0, 3)).post_process_panoptic_segmentation(
             outputs, 0.4, 0.55, overlap, target_sizes=[(40, 44)]
         )[0]
@@ -328,7 +333,7 @@ class TestInstance:
         outputs = random_outputs(3, batch=1)
         process = HfMaskFormerImageProcessor().post_process_instance_segmentation
         whole = process(outputs, 0.2, overlap_mask_area_threshold=0.1, target_sizes=[(50, 60)])[0]
-        monkeypatch.setattr(postprocess, "CHUNK_BYTES", 1)
+        make_chunks_tiny(monkeypatch)
         chunked = process(outputs, 0.2, overlap_mask_area_threshold=0.1, target_sizes=[(50, 60)])[0]
         assert torch.equal(whole["segmentation"], chunked["segmentation"])
         assert whole["segments_info"] == chunked["segments_info"]

@@ -14,8 +14,9 @@ from hf_maskformer.data.sample import image_to_rgb, read_image
 from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
 from hf_maskformer.inference.results import SegmentationResult
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
-from hf_maskformer.model.postprocess import logits_per_image, resize_maps, semantic_scores
+from hf_maskformer.model.postprocess import logits_per_image, semantic_scores
 from hf_maskformer.model.processor_settings import check_merge
+from hf_maskformer.model.resampling import resize_maps
 
 TASKS = ("semantic", "instance", "panoptic")
 SCORE_DECIMALS = 6

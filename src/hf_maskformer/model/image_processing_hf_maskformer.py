@@ -35,10 +35,8 @@ from .postprocess import (
     instance_candidates,
     instance_segments,
     logits_per_image,
-    native_size,
     output_field,
     panoptic_segments,
-    resize_maps,
     semantic_map,
     semantic_scores,
 )
@@ -49,6 +47,7 @@ from .processor_settings import (
     check_choice,
     checked_settings,
 )
+from .resampling import native_size, resize_maps
 from .target_encoding import Frame, LabelRules, encode_targets
 from .target_inputs import TargetInputs
 from .task_methods import hidden_for_tasks

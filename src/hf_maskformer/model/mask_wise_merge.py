@@ -13,16 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .postprocess import (
-    FULL_EXTENT,
-    SCORE_DECIMALS,
-    Samples,
-    SegmentList,
-    best_labels,
-    native_size,
-    resample,
-    sample_positions,
-)
+from .postprocess import SCORE_DECIMALS, SegmentList, best_labels
+from .resampling import FULL_EXTENT, Window, mask_windows, native_size, resample, sample_positions
 
 QUALITY_POWER = 2  # beta of the paper; alpha, the power of the class score, is 1
 # The thresholds of the paper's ResNet-50 on COCO; its code says the complements of the last two (0.4 and 0.2).
@@ -30,8 +22,6 @@ THRESHOLD = 0.25
 MASK_THRESHOLD = 0.5
 THING_VISIBLE_PART = 0.6
 STUFF_VISIBLE_PART = 0.8
-
-Window = tuple[int, int, int, int]  # first row, end row, first column, end column of the photo
 
 
 def mask_wise_segments(
@@ -95,7 +85,7 @@ def _whole_masks(
     """
     rows = sample_positions(maps.shape[1], size[0], extent[0], maps)
     columns = sample_positions(maps.shape[2], size[1], extent[1], maps)
-    windows = _windows(maps, rows, columns, mask_threshold)
+    windows = mask_windows(maps > mask_threshold, rows, columns)
     masks, sums = [], []
     for values, (top, bottom, left, right) in zip(maps, windows, strict=True):
         part = resample(
@@ -110,17 +100,3 @@ def _whole_masks(
     counted = torch.stack(sums).tolist() if sums else []  # one transfer for all masks
     whole = [(window, mask, int(area)) for window, mask, (area, _) in zip(windows, masks, counted, strict=True)]
     return whole, [total / (area + 1) for area, total in counted]
-
-
-def _windows(maps: Tensor, rows: Samples, columns: Samples, mask_threshold: float) -> list[Window]:
-    """For each of (N, h, w) maps the part of the photo that holds its mask: a pixel between cells is above the
-    threshold only if one of them is. Cells in the padding are not looked at."""
-    above = maps[:, : int(rows[1][-1]) + 1, : int(columns[1][-1]) + 1] > mask_threshold
-    bounds = []
-    for cells, (lower, upper, _) in ((above.any(dim=2), rows), (above.any(dim=1), columns)):
-        inside = (cells[:, lower] | cells[:, upper]).int()  # (N, H) or (N, W)
-        length = inside.shape[1]
-        first, last = inside.argmax(dim=1), length - inside.flip(1).argmax(dim=1)
-        nothing = inside.amax(dim=1) == 0
-        bounds += [first.masked_fill(nothing, 0), last.masked_fill(nothing, 0)]
-    return [(top, bottom, left, right) for top, bottom, left, right in torch.stack(bounds, dim=1).tolist()]

@@ -9,27 +9,26 @@ Common to all functions:
 - `activation` is "softmax" (last class = no object) or "sigmoid" (the last column is ignored).
 - `extent` (height, width) is the part of the padded height and width that is image; only that part is read.
 - logits are resized straight to `target_size` (H, W) of the photo; None means the size of the logits that are image.
-- a query is dropped before it is resized, and maps are resized in chunks of at most CHUNK_BYTES.
+- a query is dropped before it is resized; only what the cells of the logits leave open is interpolated at all (see
+  `cell_grid`), in chunks, so that the working memory does not grow with the target.
 """
 
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import decode_rle, encode_rle
+from .cell_grid import CellGrid, best_in_cells, chunk_bytes
+from .mask_codes import logit, mask_codes
+from .masks import rle_runs
+from .resampling import FULL_EXTENT, native_size, resize_maps
 
-CHUNK_BYTES = 64 * 2**20
-FULL_EXTENT = (1.0, 1.0)
-# valid_extent is float32: a border closer than this part of a cell counts as lying on the cell's edge.
-EXTENT_TOLERANCE = 1e-3
+CHUNK_BYTES = 64 * 2**20  # of maps that are resized as a whole, because the target is hardly larger
 SCORE_DECIMALS = 6
-
-# Along one axis of T pixels: lower and upper source index (T,), and the weight of the upper one (T,).
-Samples = tuple[Tensor, Tensor, Tensor]
+ROWS_AT_ONCE = 64  # of the photo, where a map is rewritten
 
 
 def output_field(outputs: Any, name: str) -> Any:
@@ -47,12 +46,18 @@ def logits_per_image(outputs: Any, target_sizes: Any) -> list[tuple[Tensor, Tens
     for size in sizes:
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"target_sizes must hold (height, width) pairs of at least 1, got {size}")
-    finite = class_logits.isfinite().flatten(1).all(1) & mask_logits.isfinite().flatten(1).all(1)
+    finite = _all_finite(class_logits) & _all_finite(mask_logits)
     if not finite.all():
         raise FloatingPointError(f"The logits of image {finite.tolist().index(False)} of the batch are not finite.")
     extents = output_field(outputs, "valid_extent")
     pairs = [FULL_EXTENT] * count if extents is None else [tuple(extent) for extent in extents.tolist()]
     return list(zip(class_logits, mask_logits, sizes, pairs, strict=True))
+
+
+def _all_finite(logits: Tensor) -> Tensor:
+    """(B,) bool. The extremes of an image are not finite if one of its logits is not: one pass, nothing is stored."""
+    flat = logits.flatten(1)
+    return flat.amin(dim=1).isfinite() & flat.amax(dim=1).isfinite()
 
 
 def class_probabilities(class_logits: Tensor, activation: str) -> Tensor:
@@ -64,55 +69,50 @@ def class_probabilities(class_logits: Tensor, activation: str) -> Tensor:
     raise ValueError(f"class_activation must be 'softmax' or 'sigmoid', got {activation!r}")
 
 
-def native_size(maps: Tensor, extent: tuple[float, float]) -> tuple[int, int]:
-    """Size (h, w) of the part of (N, h, w) maps that is image."""
-    height, width = maps.shape[-2:]
-    return max(1, round(extent[0] * height)), max(1, round(extent[1] * width))
-
-
-def resize_maps(maps: Tensor, size: tuple[int, int], extent: tuple[float, float] = FULL_EXTENT) -> Tensor:
-    """Resize the image part of (N, h, w) maps bilinearly to (N, H, W).
-
-    The target pixel x is read at (x + 0.5) / W * extent * w - 0.5, without rounding the border to whole cells; cells
-    that lie wholly in the padding are never read. With extent 1 this is `F.interpolate(..., align_corners=False)`.
-    """
-    height, width = maps.shape[-2:]
-    if tuple(extent) == FULL_EXTENT:
-        if (height, width) == tuple(size):
-            return maps
-        return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    rows = sample_positions(height, size[0], extent[0], maps)
-    return resample(maps, rows, sample_positions(width, size[1], extent[1], maps))
-
-
-def sample_positions(length: int, target: int, extent: float, like: Tensor) -> Samples:
-    """Where `resize_maps` reads along one axis of `length` cells for `target` pixels."""
-    last = min(length, max(1, math.ceil(extent * length - EXTENT_TOLERANCE))) - 1  # the last cell that holds image
-    position = (torch.arange(target, device=like.device, dtype=torch.float64) + 0.5) * (extent * length / target) - 0.5
-    position = position.clamp(min=0, max=last)
-    lower = position.floor().long()
-    return lower, (lower + 1).clamp(max=last), (position - lower).to(like.dtype)
-
-
-def resample(maps: Tensor, rows: Samples, columns: Samples) -> Tensor:
-    """Read (N, h, w) maps between the cells of `rows` and `columns`: (N, H, W)."""
-    (top, bottom, row_weight), (left, right, column_weight) = rows, columns
-    # Columns first: they are slow to gather, and the maps are still small. Rows are copied whole.
-    wide = torch.lerp(maps.index_select(2, left), maps.index_select(2, right), column_weight)  # (N, h, W)
-    return torch.lerp(wide.index_select(1, top), wide.index_select(1, bottom), row_weight[:, None])  # (N, H, W)
-
-
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor, activation: str = "softmax") -> Tensor:
-    """Sum over queries of class probability x mask probability: (K, h, w), at the size of the logits."""
-    probabilities = class_probabilities(class_logits, activation)[None]
-    return torch.einsum("bqk,bqhw->bkhw", probabilities, mask_logits.float().sigmoid()[None])[0]  # (K, h, w)
+    """Sum over queries of class probability x mask probability: (K, h, w), at the size of the logits.
+
+    The classes of a cell stand together in memory; the result is a view of (h, w, K).
+    """
+    probabilities = class_probabilities(class_logits, activation)  # (Q, K)
+    masks = mask_logits.flatten(1)  # (Q, h w)
+    bands = masks.split(max(1, chunk_bytes(masks.device) // (4 * len(masks))), dim=1)
+    scores = torch.cat([band.float().sigmoid().t() @ probabilities for band in bands])  # (h w, K)
+    return scores.view(*mask_logits.shape[1:], -1).permute(2, 0, 1)
 
 
+@torch.no_grad()
 def semantic_map(
     scores: Tensor, target_size: tuple[int, int] | None = None, extent: tuple[float, float] = FULL_EXTENT
 ) -> Tensor:
-    """Label of the highest resized score (K, h, w) at each pixel: (H, W) int64."""
+    """Label of the highest resized score (K, h, w) at each pixel, of equal ones the first: (H, W) int64.
+
+    A class that is the highest at all four corners of a cell is so everywhere in it. In the other cells only those
+    classes are interpolated whose highest corner reaches the highest of the classes' lowest corners.
+    """
     size = target_size or native_size(scores, extent)
+    grid = CellGrid((scores.shape[1], scores.shape[2]), size, extent, scores)
+    if not grid.is_coarse:
+        return _plain_semantic_map(scores, size, extent)
+    maps = grid.crop(scores.permute(1, 2, 0))  # (cells high, cells wide, K)
+    labels = maps.argmax(dim=2)
+    lowest, highest = (grid.corner_extreme(labels, extreme) for extreme in (torch.minimum, torch.maximum))
+    result = grid.spread(labels)
+    contested = ((lowest < highest) & (grid.pixel_counts() > 0)).view(-1).nonzero()[:, 0]
+    found = best_in_cells(grid, maps.reshape(-1, len(scores)), contested, _may_be_highest, lambda patch, k: (patch, k))
+    for patches, winner in found:
+        patches.write(result, winner)
+    return result
+
+
+def _may_be_highest(corners: Tensor) -> Tensor:
+    """Of corner values (4, n, N) which of the N can be the highest somewhere in the cell: (n, N) bool."""
+    bound = corners.amin(dim=0).amax(dim=1, keepdim=True)
+    return corners.amax(dim=0) >= bound
+
+
+def _plain_semantic_map(scores: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Tensor:
+    """`semantic_map` by resizing every class, for targets that have hardly more pixels than cells."""
     best_score = scores.new_full(size, -math.inf)
     best_label = torch.zeros(size, dtype=torch.int64, device=scores.device)
     for start, chunk in _resized_chunks(scores, size, extent):
@@ -123,6 +123,7 @@ def semantic_map(
     return best_label
 
 
+@torch.no_grad()
 def panoptic_segments(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -153,15 +154,19 @@ def panoptic_segments(
     if len(scores) == 0:
         return {"segmentation": segmentation, "segments_info": []}
 
-    winner, areas = _winning_queries(mask_logits[keep].float(), scores, size, extent, mask_threshold)
-    visible = torch.bincount(winner.flatten() + 1, minlength=len(scores) + 1)[1:]
-    kept = (visible > 0) & (visible >= overlap_mask_area_threshold * areas.double())
+    grid = CellGrid((mask_logits.shape[1], mask_logits.shape[2]), size, extent, scores)
+    winning = _winning_queries_by_cells if grid.is_coarse else _winning_queries
+    winner, visible, areas = winning(mask_logits[keep].float(), scores, grid, logit(mask_threshold))
+    kept = (visible > 0) & (visible >= overlap_mask_area_threshold * areas)
     segment_of_query = torch.zeros(len(scores) + 1, dtype=torch.int32)  # entry 0 is void
     segments = SegmentList(label_ids_to_fuse)
     for query in torch.nonzero(kept).flatten().tolist():
         score = round(float(scores[query]), SCORE_DECIMALS)
         segment_of_query[query + 1] = segments.add(int(labels[query]), score)
-    return {"segmentation": segment_of_query.to(winner.device)[winner + 1], "segments_info": segments.entries}
+    segment_of_query = segment_of_query.to(winner.device)
+    for rows, queries in zip(segmentation.split(ROWS_AT_ONCE), winner.split(ROWS_AT_ONCE), strict=True):
+        rows.copy_(segment_of_query.index_select(0, queries.reshape(-1)).view(rows.shape))
+    return {"segmentation": segmentation, "segments_info": segments.entries}
 
 
 class SegmentList:
@@ -185,6 +190,7 @@ class SegmentList:
         return segment["id"]
 
 
+@torch.no_grad()
 def instance_candidates(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -217,7 +223,7 @@ def instance_candidates(
     pairs = pairs[pair_scores > threshold]  # the mean mask probability is at most 1, so the others cannot pass
     queries, labels = pairs // max(1, len(allowed)), allowed[pairs % max(1, len(allowed))]
     used, position = queries.unique(return_inverse=True)
-    masks = list(_mask_codes(mask_logits[used].float(), size, extent, mask_threshold)) if len(used) else []
+    masks = mask_codes(mask_logits[used].float(), size, extent, logit(mask_threshold))
     candidates = []
     for query, label, index in zip(queries.tolist(), labels.tolist(), position.tolist(), strict=True):
         rle, area, quality = masks[index]
@@ -242,11 +248,18 @@ def instance_segments(
         `segmentation` (H, W) int32, 0 = void, and `segments_info`, a list of id (1, 2, ...), label_id, was_fused
         (always False), score, rle.
     """
-    segmentation = torch.zeros(size, dtype=torch.int32)
+    canvas = np.zeros(size[0] * size[1], dtype=np.int32)  # column by column, as the codes
     segments: list[dict[str, Any]] = []
     for candidate in candidates:
-        visible = torch.from_numpy(decode_rle(candidate["rle"])) & (segmentation == 0)
-        pixels = int(visible.sum())
+        starts, lengths = rle_runs(candidate["rle"])
+        if len(starts) == 0:
+            continue
+        ends = starts + lengths
+        part = canvas[starts[0] : ends[-1]]
+        runs_and_gaps = np.diff(np.stack([starts, ends], axis=1).reshape(-1))
+        visible = np.repeat(np.arange(len(runs_and_gaps)) % 2 == 0, runs_and_gaps)
+        visible &= part == 0
+        pixels = int(np.count_nonzero(visible))
         if pixels == 0 or pixels < overlap_mask_area_threshold * candidate["area"]:
             continue
         segments.append(
@@ -258,7 +271,8 @@ def instance_segments(
                 "rle": candidate["rle"],
             }
         )
-        segmentation[visible] = len(segments)
+        np.copyto(part, len(segments), where=visible)
+    segmentation = torch.from_numpy(canvas).view(size[1], size[0]).t().contiguous()
     return {"segmentation": segmentation.to(device), "segments_info": segments}
 
 
@@ -271,36 +285,73 @@ def best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return scores, labels
 
 
-def _winning_queries(
-    mask_logits: Tensor, scores: Tensor, size: tuple[int, int], extent: tuple[float, float], mask_threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Per pixel the query with the largest score x probability, -1 where its probability is below the threshold
-    ((H, W) int64), and per query the area of its own mask ((Q,) int64)."""
+# Of the masks' logits (N, h, w) and scores (N,), for a grid and the logit from which on a pixel is in a mask:
+# - per pixel 1 + the query with the largest score x probability, 0 where that one's mask is not, (H, W) int32;
+# - the number of pixels that each query has there, and those of its own mask, both (N,) float64.
+Winning = tuple[Tensor, Tensor, Tensor]
+
+
+def _winning_queries_by_cells(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
+    """A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the
+    mask of one that is inside (outside) at all corners has all (none) of its pixels. Only the rest is interpolated."""
+    maps = grid.crop(mask_logits.permute(1, 2, 0)).contiguous()  # (cells high, cells wide, N)
+    lowest, highest = (grid.corner_extreme(maps, extreme) for extreme in (torch.minimum, torch.maximum))
+    whole, touched = lowest >= border, highest >= border
+    bound, leader = (lowest.sigmoid() * scores).max(dim=2)
+    contenders = highest.sigmoid() * scores >= bound[..., None]
+    owned = (contenders.sum(dim=2) == 1) & whole.gather(2, leader[..., None])[..., 0]  # by its leader
+    void = ~(contenders & touched).any(dim=2)
+    cell_winner = torch.where(void, 0, leader + 1)  # (cells high, cells wide)
+    pixels = grid.pixel_counts()
+    contested = ~owned & ~void & (pixels > 0)
+    visible = torch.bincount(
+        cell_winner.view(-1), pixels.masked_fill(contested, 0).view(-1).double(), minlength=len(scores) + 1
+    )
+    result = grid.spread(cell_winner.int())
+
+    def contenders_in(corners: Tensor) -> Tensor:
+        return _may_be_highest(corners.sigmoid() * scores)
+
+    def rating(logits: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.sigmoid() * scores[query], torch.where(logits >= border, query + 1, 0)
+
+    flat = maps.view(-1, len(scores))
+    cells = contested.view(-1).nonzero()[:, 0]
+    for patches, winner in best_in_cells(grid, flat, cells, contenders_in, rating):
+        patches.write(result, winner)
+        visible += torch.bincount(winner[patches.occupied()], minlength=len(visible))
+    return result, visible[1:], _areas(grid, flat, whole, touched & ~whole, border)
+
+
+def _areas(grid: CellGrid, maps: Tensor, whole: Tensor, crossed: Tensor, border: float) -> Tensor:
+    """Pixels of each of N masks (N,) float64: of logits (cells, N), the cells that are all inside, and those that the
+    outline crosses (both (cells high, cells wide, N) bool), of which the pixels are interpolated."""
+    areas = grid.pixel_sum(whole)
+    cells, queries = (crossed & (grid.pixel_counts() > 0)[..., None]).view(-1, maps.shape[1]).nonzero().unbind(1)
+    start = 0
+    for patches in grid.chunks(cells):
+        query = queries[start : start + len(patches.cells)]
+        start += len(query)
+        inside = patches.interpolate(maps[grid.corners(patches.cells), query]) >= border
+        areas.index_add_(0, query, (inside & patches.occupied()).sum(dim=(0, 1)).double())
+    return areas
+
+
+def _winning_queries(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
+    """By resizing every mask, for targets that have hardly more pixels than cells."""
+    size, extent = grid.size, grid.extent
     best_value = mask_logits.new_full(size, -1.0)
-    winner = torch.full(size, -1, dtype=torch.int64, device=mask_logits.device)
-    inside = torch.zeros(size, dtype=torch.bool, device=mask_logits.device)
+    winner = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
     areas = []
-    border = _logit(mask_threshold)
     for start, chunk in _resized_chunks(mask_logits, size, extent):  # (N, H, W)
         masks = chunk >= border
         areas.append(masks.flatten(1).sum(dim=1, dtype=torch.int32))  # several times faster than to int64
         value, index = (chunk.sigmoid() * scores[start : start + len(chunk), None, None]).max(dim=0)
-        better = value > best_value
-        best_value = torch.where(better, value, best_value)
-        winner = torch.where(better, index + start, winner)
-        inside = torch.where(better, masks.gather(0, index[None])[0], inside)
-    return winner.masked_fill(~inside, -1), torch.cat(areas)
-
-
-def _mask_codes(
-    mask_logits: Tensor, size: tuple[int, int], extent: tuple[float, float], mask_threshold: float
-) -> Iterator[tuple[dict[str, Any], int, float]]:
-    """For each mask its RLE at target size, its area and its mean probability inside."""
-    border = _logit(mask_threshold)
-    for _, chunk in _resized_chunks(mask_logits, size, extent):
-        for logits, mask in zip(chunk, chunk >= border, strict=True):
-            inside = logits[mask]  # (pixels of the mask,)
-            yield encode_rle(mask), len(inside), float(inside.sigmoid().mean()) if len(inside) else 0.0
+        inside = masks.gather(0, index[None])[0]
+        winner = torch.where(value > best_value, ((index + start + 1) * inside).int(), winner)
+        best_value = torch.maximum(best_value, value)
+    visible = torch.bincount(winner.flatten(), minlength=len(scores) + 1)[1:]
+    return winner, visible.double(), torch.cat(areas).double()
 
 
 def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Iterator[tuple[int, Tensor]]:
@@ -308,10 +359,3 @@ def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, fl
     count = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
     for start in range(0, len(maps), count):
         yield start, resize_maps(maps[start : start + count], size, extent)
-
-
-def _logit(probability: float) -> float:
-    """Comparing logits with this saves the sigmoid of every pixel."""
-    if probability in (0, 1):
-        return math.inf if probability == 1 else -math.inf
-    return math.log(probability / (1 - probability))
