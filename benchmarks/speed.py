@@ -43,8 +43,8 @@ from accelerate import Accelerator
 from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
 from process_memory import reset_peak, resident
 from speed_cases import PEER, Case, attention_case, forward_case, loss_case, train_step_case
-from speed_processor import pipeline_case, processor_case
 from speed_postprocess import segments_case, semantic_case
+from speed_processor import pipeline_case, processor_case
 from training_rows import commit_of
 
 from hf_maskformer.training.hardware import hardware
