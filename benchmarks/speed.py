@@ -66,7 +66,7 @@ SUITES = {
         {
             "maskformer": partial(forward_case, "maskformer", aim=1.05),
             "mask2former": partial(forward_case, "mask2former", aim=1.5),
-            "loss": partial(loss_case, targets=12),
+            "loss": partial(loss_case, targets=12, peak_aim=1 / 3),
             "attention": partial(attention_case, backward=False),
             "attention and gradients": partial(attention_case, backward=True),
         },

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_maskformer.model import point_criterion
+from hf_maskformer.model import losses, point_criterion
 from hf_maskformer.model.losses import PairSums
 from hf_maskformer.model.mask_head import DotProductMaskHead, LocatedDotProductMaskHead
 from hf_maskformer.model.point_criterion import PointCriterion
@@ -197,6 +197,34 @@ def test_pair_sums_in_float32_where_products_are_smallest(points):
     bce, dice = pair_costs(torch.zeros(2, points), torch.ones(1, points), [points])
     torch.testing.assert_close(bce, torch.full((2, 1), float(np.log(2))), atol=1e-6, rtol=0)
     torch.testing.assert_close(dice, torch.full((2, 1), 1 - (points + 1) / (1.5 * points + 1)), atol=1e-6, rtol=0)
+
+
+# --- losses at points ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers_at_once", [1, 40, 2**17])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_point_losses_are_cross_entropy_and_dice(numbers_at_once, scale, monkeypatch):
+    monkeypatch.setattr(losses, "NUMBERS_AT_ONCE", numbers_at_once)
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(7, 12, generator=generator, dtype=torch.float64)).requires_grad_()
+    wanted = torch.rand(7, 12, generator=generator, dtype=torch.float64)
+    wanted[:4] = wanted[:4].round()
+    weights = torch.rand(2, 7, generator=generator, dtype=torch.float64)
+    found = losses.PointLosses.apply(logits, wanted)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+    p = logits.sigmoid()
+    expected = torch.stack([bce, 1 - (2 * (p * wanted).sum(1) + 1) / (p.sum(1) + wanted.sum(1) + 1)])
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    gradients = [torch.autograd.grad((weights * value).sum(), logits)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+def test_point_losses_of_nothing():
+    logits = torch.zeros(0, 5, requires_grad=True)
+    found = losses.PointLosses.apply(logits, torch.zeros(0, 5))
+    assert found.shape == (2, 0)
+    assert torch.autograd.grad(found.sum(), logits)[0].shape == (0, 5)
 
 
 # --- the whole loss --------------------------------------------------------------------------------------------------

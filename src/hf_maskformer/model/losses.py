@@ -4,11 +4,15 @@ Targets may be fractional (an averaged mask); `valid` weighs pixels, 0 in paddin
 mask: a sum over masks divided by a normaliser is the caller's.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LOGARITHM_OF = 6  # times two: 64 factors
+NUMBERS_AT_ONCE = 2**17  # of the losses at points on a CPU
 
 
 def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -53,6 +57,64 @@ def pairwise_mask_costs(
     return focal, 1 - (2 * overlap + 1) / (areas + 1)
 
 
+class PointLosses(torch.autograd.Function):
+    """Binary cross-entropy, averaged over the points, and dice loss of logits (R, P) against values (R, P): (2, R).
+
+    Both need the same sums, and their gradients have a closed form: with p the probabilities, t the values, o the sum
+    of p t and a the sums of p and of t together, d bce / dx = (p - t) / P and
+    d dice / dx = ((2 o + 1) / (a + 1) ** 2 - 2 t / (a + 1)) p (1 - p). Only p is kept for them. On a CPU a few rows
+    are done at a time, so that they stay in its cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        probabilities = torch.empty_like(logits)
+        sums = logits.new_empty((4, len(logits)))  # cross-entropy, p t, p, t
+        for x, t, p, some in _in_parts(logits, wanted, probabilities, *sums):
+            torch.sigmoid(x, out=p)
+            outside = (x.abs().sum(1) + x.sum(1)) / 2 - _log_certainty(p)  # softplus(x), see `PairSums`
+            some[0].copy_(outside - torch.linalg.vecdot(x, t))
+            some[1].copy_(torch.linalg.vecdot(p, t))
+            some[2].copy_(p.sum(1))
+            some[3].copy_(t.sum(1))
+        entropy, overlap, area, target_area = sums
+        ctx.save_for_backward(probabilities, wanted, overlap, area + target_area)
+        return torch.stack([entropy / max(logits.shape[1], 1), 1 - (2 * overlap + 1) / (area + target_area + 1)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        probabilities, wanted, overlap, areas = ctx.saved_tensors
+        entropy, dice = gradients[0].unsqueeze(-1)  # (R, 1) each
+        entropy = entropy / max(probabilities.shape[1], 1)
+        inside = dice * 2 / (areas + 1)[:, None]
+        everywhere = dice * ((2 * overlap + 1) / (areas + 1) ** 2)[:, None]
+        found = torch.empty_like(probabilities)
+        for p, t, gradient, some in _in_parts(probabilities, wanted, found, entropy, inside, everywhere):
+            torch.sub(some[2], t * some[1], out=gradient)
+            gradient.mul_(p).mul_(1 - p).addcmul_(p - t, some[0])
+        return found, None
+
+
+def _in_parts(
+    first: Tensor, second: Tensor, third: Tensor, *further: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, list[Tensor]]]:
+    """The same rows of all tensors, a few at a time on a CPU."""
+    at_once = max(NUMBERS_AT_ONCE // max(first.shape[1], 1), 1) if first.device.type == "cpu" else len(first)
+    for start in range(0, len(first), max(at_once, 1)):
+        some = slice(start, start + at_once)
+        yield first[some], second[some], third[some], [part[some] for part in further]
+
+
+def _log_certainty(probabilities: Tensor) -> Tensor:
+    """Sum over the points of log(max(p, 1 - p)): (R, P) -> (R,), by the logarithm of products of 64 factors."""
+    certainty = torch.maximum(probabilities, 1 - probabilities)  # 0.5 to 1, so a product is at least 0.5 ** 64
+    for _ in range(LOGARITHM_OF):
+        if certainty.shape[1] % 2 == 0:
+            one, other = certainty.chunk(2, dim=1)
+            certainty = one * other
+    return certainty.log().sum(1)
+
+
 class PairSums:
     """Costs of every pair of R predicted and N target masks, from points that come in chunks.
 
@@ -79,12 +141,7 @@ class PairSums:
         self.area += probabilities.sum(1)
         self.overlap += targets @ probabilities.T
         self.target_area += targets.sum(1, keepdim=True)
-        certainty = torch.maximum(probabilities, 1 - probabilities)  # sigmoid(|x|), 0.5 to 1
-        for _ in range(LOGARITHM_OF):  # the logarithm of a product instead of many logarithms: at least 0.5 ** 64
-            if certainty.shape[1] % 2 == 0:
-                one, other = certainty.chunk(2, dim=1)
-                certainty = one * other
-        self.certainty += certainty.log().sum(1)
+        self.certainty += _log_certainty(probabilities)
 
     def costs(self, points: int) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy (mean over the points) and dice cost: (R, N) each."""

@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .criterion import Criterion
-from .losses import PairSums
+from .losses import PairSums, PointLosses
 from .mask_head import DotProductMaskHead
 from .matcher import Match
 from .point_sampling import (
@@ -297,12 +296,7 @@ class _Group:
 
 def _point_losses(masks: Tensor, points: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy and dice loss of (R, h, w) logits at (R, P, 2) points against `wanted` (R, P): (2, R)."""
-    logits = sample_maps(masks[:, None], points)[:, 0]  # (R, P)
-    bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
-    probabilities = logits.sigmoid()
-    overlap = (probabilities * wanted).sum(1)
-    dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + wanted.sum(1) + 1)
-    return torch.stack([bce, dice])
+    return PointLosses.apply(sample_maps(masks[:, None], points)[:, 0], wanted)
 
 
 def _masks_and_losses(embedding: Tensor, features: Tensor, group: _Group, points: Tensor, wanted: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 # Pixels of target masks that are converted at one time.
 PIXELS_AT_ONCE = {"cpu": 2**19}
 PIXELS_ELSEWHERE = 2**25
+PIXELS_PER_POINT = 8  # converting so many takes as long as what a point costs more when it is read among bytes
 
 
 class PointSource:
@@ -51,8 +52,8 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
 def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     """Values of target masks at points, one mask and its own points a row.
 
-    On the CPU, masks of bytes are read where they stand; others are converted to the dtype of the points, once however
-    many rows read them, and only a few at a time.
+    On the CPU, masks of bytes are read where they stand if they are large for the number of points. Otherwise masks
+    are converted to the dtype of the points, once however many rows read them, and only a few at a time.
 
     Args:
         masks: (T, H, W) bool, uint8 or float.
@@ -62,7 +63,8 @@ def sample_targets(masks: Tensor, points: Tensor, target: np.ndarray) -> Tensor:
     Returns:
         (R, P) in the dtype of the points.
     """
-    if masks.device.type == "cpu" and masks.dtype in (torch.bool, torch.uint8):
+    reads_bytes = masks.device.type == "cpu" and masks.dtype in (torch.bool, torch.uint8)
+    if reads_bytes and points[..., 0].numel() * PIXELS_PER_POINT < masks.numel():
         return _sample_bytes(masks, points, target)
     values = points.new_empty(points.shape[:2])
     different, rank, readers = np.unique(target, return_inverse=True, return_counts=True)
