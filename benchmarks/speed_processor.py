@@ -27,7 +27,7 @@ LONGEST_EDGE = 2048
 NUM_LABELS = 150
 PHOTO_QUALITY = 90  # of the JPEG file
 CANDIDATES = 20  # queries of 100 that find something in the photo
-LOGIT_SPREAD = 30.0  # standard deviation of the class logits
+MARGIN_SPREAD = 100.0  # standard deviation over the queries of what the best class is above none
 # None is what the pipeline passes by itself, for that our processor replaces by what is stored; 0.0: random masks lie
 # one above another, and each keeps its visible part.
 THRESHOLDS = {"threshold": 0.8, "mask_threshold": 0.4, "overlap_mask_area_threshold": 0.0}
@@ -59,7 +59,8 @@ def processor_case(size: int, *, maps: str | None, dtype: type[np.integer[Any]] 
 def pipeline_case(height: int, *, aim: float) -> Case:
     """`pipeline("image-segmentation")` from a JPEG file to a PIL mask for each segment; the same weights.
 
-    The results are compared pixel by pixel: `difference` is the part of the masks' pixels that differ.
+    `difference` is the part of the masks' pixels that differ. At their outlines they do: ours resizes logits,
+    transformers probabilities, which for random masks, all outline, is more than for trained ones.
     """
     ours, theirs = model_pair("maskformer")
     folder = tempfile.TemporaryDirectory()  # stays as long as the calls below
@@ -86,7 +87,7 @@ def pipeline_case(height: int, *, aim: float) -> Case:
 
     calls = {side: partial(results, side) for side in pipes}
     title = f"pipeline, MaskFormer Swin-T, a JPEG file of {height}x{height * 16 // 9} to its masks"
-    return Case(title, calls, difference, allowed=1e-4, aim=aim)
+    return Case(title, calls, difference, allowed=2e-2, aim=aim)
 
 
 @torch.inference_mode()
@@ -94,12 +95,12 @@ def make_certain(our_head: nn.Linear, theirs: nn.Module, features: Any) -> None:
     """Change the class weights of both sides so that `CANDIDATES` queries are certain of a class, the others of none,
     as in a trained model: with random weights nothing is found, and post-processing has nothing to do."""
     logits = theirs(**features).class_queries_logits[0]  # (Q, K + 1)
-    scale = LOGIT_SPREAD / logits.std()
-    margins = (scale * (logits[:, :-1].amax(1) - logits[:, -1])).sort(descending=True).values
+    margins = (logits[:, :-1].amax(1) - logits[:, -1]).sort(descending=True).values
+    scale = MARGIN_SPREAD / margins.std()
     for head in (our_head, theirs.class_predictor):
         head.weight.mul_(scale)
         head.bias.mul_(scale)
-        head.bias[-1] += margins[CANDIDATES - 1 : CANDIDATES + 1].mean()
+        head.bias[-1] += scale * margins[CANDIDATES - 1 : CANDIDATES + 1].mean()
 
 
 def faster(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
