@@ -77,7 +77,12 @@ def model_pair(family: str = "mask2former") -> tuple[HfMaskFormerForUniversalSeg
         theirs = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=SWIN_TINY, id2label=labels))
     else:
         decoder = DetrConfig(dropout=0.0)
-        config = MaskFormerConfig(backbone_config=SwinConfig(**SWIN_TINY), decoder_config=decoder, id2label=labels)
+        config = MaskFormerConfig(
+            backbone_config=SwinConfig(**SWIN_TINY),
+            decoder_config=decoder,
+            id2label=labels,
+            use_auxiliary_loss=True,  # as published; False by default there
+        )
         theirs = MaskFormerForInstanceSegmentation(config)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -122,12 +127,13 @@ def train_step_case(family: str, size: int, *, aim: float, images: int = 2, targ
     """Pixels and targets to the loss of all layers and the gradients of all weights; no padding, float32.
 
     Each side gets masks as its own image processor makes them: ours bool, transformers' float32. The losses are
-    compared in float64, for the same points.
+    compared in float64, for the same points; MaskFormer's without those of the earlier layers, which transformers
+    predicts from states that the paper's norm before the heads has not seen.
     """
     ours, theirs = model_pair(family)
-    theirs.config.use_auxiliary_loss = True  # MaskFormer's is off by default there, and always on in the paper
-    if family == "maskformer":
-        theirs.config.output_hidden_states = True  # without them transformers cannot compute it
+    dense = family == "maskformer"
+    if dense:
+        theirs.config.output_hidden_states = True  # without them transformers has no auxiliary loss
     for model in (ours, theirs):
         model.train()
     pixels = random_images(images, size)
@@ -142,10 +148,13 @@ def train_step_case(family: str, size: int, *, aim: float, images: int = 2, targ
         model.zero_grad()
 
     def difference() -> float:
-        with same_points(), torch.no_grad():
+        if dense:
+            theirs.config.use_auxiliary_loss = ours.config.loss_auxiliary = False
+        with same_points(torch.float64), torch.no_grad():
             expected = loss(theirs.double(), [image_masks.double() for image_masks in masks], torch.float64)
             actual = loss(ours.double(), masks, torch.float64)
         ours.float(), theirs.float()
+        theirs.config.use_auxiliary_loss = ours.config.loss_auxiliary = True
         return largest_difference((actual,), (expected,))
 
     calls = {"ours": lambda: step(ours, masks), PEER: lambda: step(theirs, float_masks)}
@@ -246,8 +255,8 @@ def rectangles(images: int, count: int, size: int, generator: torch.Generator) -
 
 
 @contextmanager
-def same_points() -> Iterator[None]:
-    """Within the block both sides draw the points of one table, by their number."""
+def same_points(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Within the block both sides draw the points of one table, by their number, transformers' in `dtype`."""
     real = torch.rand
 
     def points(masks: int, count: int) -> Tensor:
@@ -255,7 +264,7 @@ def same_points() -> Iterator[None]:
 
     def rand(*size: Any, **further: Any) -> Tensor:
         of_points = len(size) == 3 and size[2] == 2
-        return points(size[0], size[1]) if of_points else real(*size, **further)
+        return points(size[0], size[1]).to(dtype) if of_points else real(*size, **further)
 
     with (
         mock.patch.object(PointSource, "draw", lambda self, image, masks, count: points(masks, count)),
