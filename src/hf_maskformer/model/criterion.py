@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .input_checks import check_finite, check_labels, warn_if_more_targets
-from .losses import class_loss, dice_loss, focal_loss, pairwise_mask_costs, pixel_loss
+from .losses import MaskLosses, class_loss, pairwise_mask_costs, pixel_loss
 from .matcher import Match, location_cost, match_fixed, match_hungarian
 from .objectness import objectness_loss, objectness_target
 from .targets import Targets, average_masks, paint_labels, prepare_targets, resize_masks, within_unit
@@ -305,16 +304,12 @@ class Criterion(nn.Module):
         self, logits: Tensor, wanted: Tensor, valid: Tensor, image: Tensor, segment: Tensor, padded: bool
     ) -> Tensor:
         """Focal and dice loss of (M, h, w) logits, each with its image and segment: (2, M)."""
-        if self.resolution == "target":
-            size = (wanted.shape[-2], wanted.shape[-1])
-            if padded:
-                logits = extend_into_padding(logits, valid[image])
-            logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        logits = logits.flatten(1)  # (M, P)
-        masks = wanted[image, segment].to(logits.dtype).flatten(1)
-        weight = valid.to(logits.dtype).flatten(1)[image]
-        focal = focal_loss(logits, masks, weight, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        return torch.stack([focal, dice_loss(logits, masks, weight)])
+        if self.resolution == "target" and padded:
+            logits = extend_into_padding(logits, valid[image])
+        target = image * wanted.shape[1] + segment
+        weight = None if self.resolution == "target" and not padded else valid
+        flat = wanted.flatten(0, 1)
+        return MaskLosses.apply(logits, flat, weight, target, image, self.focal_alpha, self.focal_gamma)
 
 
 def call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:

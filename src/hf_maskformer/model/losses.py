@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOGARITHM_OF = 6  # times two: 64 factors
-NUMBERS_AT_ONCE = 2**17  # of the losses at points on a CPU
+NUMBERS_AT_ONCE = 2**17  # pixels or points whose losses are computed together on a CPU
+NUMBERS_ELSEWHERE = 2**26
 
 
 def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -23,13 +24,6 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, 
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     per_pixel = balance * cross_entropy * (1 - agreement) ** gamma  # (M, P)
     return (per_pixel * valid).sum(-1) / valid.sum(-1).clamp(min=1)
-
-
-def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """1 - (2 |p g| + 1) / (|p| + |g| + 1) over the valid pixels: (M, P), (M, P), (M, P) -> (M,)."""
-    probabilities = logits.sigmoid() * valid
-    overlap = (probabilities * targets).sum(-1)
-    return 1 - (2 * overlap + 1) / (probabilities.sum(-1) + (targets * valid).sum(-1) + 1)
 
 
 def pairwise_mask_costs(
@@ -55,6 +49,105 @@ def pairwise_mask_costs(
     overlap = torch.bmm(probabilities, targets_by_pixel)  # (B, Q, N)
     areas = probabilities.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :]  # (B, Q, N)
     return focal, 1 - (2 * overlap + 1) / (areas + 1)
+
+
+class MaskLosses(torch.autograd.Function):
+    """Focal and dice loss of logits (M, h, w), resized to their targets, each with its target and image: (2, M).
+
+    The focal loss is averaged over the valid pixels, the dice loss is 1 - (2 o + 1) / (a + 1) with o the sum of p t
+    and a those of p and of t together (p the probabilities, t the target). No tensor is as large as pairs x pixels: a
+    few masks are resized and compared at a time, in the backward pass once more, and the losses share their sums. The
+    gradients at a pixel are, with c the cross-entropy, q = p (1 - p), d = p + t - 2 p t and b = alpha t + (1 - alpha)
+    (1 - t), b (d ** gamma (p - t) + gamma c d ** (gamma - 1) q (1 - 2 t)) / pixels and
+    ((2 o + 1) / (a + 1) ** 2 - 2 t / (a + 1)) q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        valid: Tensor | None,
+        target: Tensor,
+        image: Tensor,
+        alpha: float,
+        gamma: float,
+    ) -> Tensor:
+        """`targets` (T, H, W); `valid` (B, H, W) weights of the pixels, None: all are 1; `target` and `image` (M,)."""
+        sums = logits.new_empty((5, len(logits)))  # focal, p t, p, t, weight
+        for some in _few(targets[0].numel(), len(logits), logits.device):
+            x, t, v = _compared(logits[some], targets, valid, target[some], image[some])
+            p = x.sigmoid()
+            entropy = (x.clamp(min=0) - x * t).sub_(torch.maximum(p, 1 - p).log_())
+            weighted = p if v is None else p * v
+            focal = entropy.mul_(_disagreement(p, t).pow_(gamma)).mul_(_balance(t, alpha))
+            sums[0, some] = focal.sum(1) if v is None else torch.linalg.vecdot(focal, v)
+            sums[1, some] = torch.linalg.vecdot(weighted, t)
+            sums[2, some] = weighted.sum(1)
+            sums[3, some] = t.sum(1) if v is None else torch.linalg.vecdot(t, v)
+            sums[4, some] = t.shape[1] if v is None else v.sum(1)
+        focal, overlap, area, target_area, weight = sums
+        weight = weight.clamp(min=1)
+        ctx.save_for_backward(logits, targets, valid, target, image, overlap, area + target_area, weight)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        return torch.stack([focal / weight, 1 - (2 * overlap + 1) / (area + target_area + 1)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, valid, target, image, overlap, areas, weight = ctx.saved_tensors
+        focal, dice = gradients[0]  # (M,) each
+        focal = (focal / weight)[:, None]
+        inside = (dice * 2 / (areas + 1))[:, None]
+        everywhere = (dice * (2 * overlap + 1) / (areas + 1) ** 2)[:, None]
+        found = torch.empty_like(logits)
+        size = list(targets.shape[1:])
+        for some in _few(targets[0].numel(), len(logits), logits.device):
+            x, t, v = _compared(logits[some], targets, valid, target[some], image[some])
+            p = x.sigmoid()
+            slope = p * (1 - p)
+            entropy = (x.clamp(min=0) - x * t).sub_(torch.maximum(p, 1 - p).log_())
+            apart = _disagreement(p, t)
+            power = apart.pow(ctx.gamma - 1)
+            gradient = entropy.mul_(power).mul_(slope).mul_(1 - 2 * t).mul_(ctx.gamma)
+            gradient.addcmul_(power.mul_(apart), p - t).mul_(_balance(t, ctx.alpha)).mul_(focal[some])
+            gradient.addcmul_(slope, everywhere[some] - t * inside[some])
+            if v is not None:
+                gradient.mul_(v)
+            gradient = gradient.unflatten(1, size)
+            if size != list(logits.shape[1:]):
+                shape = [len(gradient), 1, *logits.shape[1:]]
+                gradient = torch.ops.aten.upsample_bilinear2d_backward(gradient[:, None], size, shape, False)[:, 0]
+            found[some] = gradient
+        return found, None, None, None, None, None, None
+
+
+def _few(pixels: int, count: int, device: torch.device) -> Iterator[slice]:
+    """Parts of `count` masks, a few at a time on a CPU, so that they stay in its cache."""
+    at_once = max(NUMBERS_AT_ONCE // pixels, 1) if device.type == "cpu" else max(NUMBERS_ELSEWHERE // pixels, 1)
+    for start in range(0, count, at_once):
+        yield slice(start, start + at_once)
+
+
+def _compared(
+    logits: Tensor, targets: Tensor, valid: Tensor | None, target: Tensor, image: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Resized logits, targets and weights of a few masks: (m, H * W) each."""
+    size = (targets.shape[1], targets.shape[2])
+    if logits.shape[1:] != size:
+        logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    weights = None if valid is None else valid[image].to(logits.dtype).flatten(1)
+    return logits.flatten(1), targets[target].to(logits.dtype).flatten(1), weights
+
+
+def _disagreement(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """1 - (p t + (1 - p) (1 - t)), above 0 so that any power of it is finite."""
+    apart = (probabilities + targets).addcmul_(probabilities, targets, value=-2)
+    return apart.clamp_(min=torch.finfo(apart.dtype).tiny)
+
+
+def _balance(targets: Tensor, alpha: float) -> Tensor:
+    """alpha t + (1 - alpha) (1 - t)"""
+    return (targets * (2 * alpha - 1)).add_(1 - alpha)
 
 
 class PointLosses(torch.autograd.Function):
