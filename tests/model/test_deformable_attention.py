@@ -135,6 +135,20 @@ def test_reading_is_the_sum_of_the_formula(name, dtype):
     torch.testing.assert_close(read.double(), direct_read(*inputs(dtype)), atol=TOLERANCES[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_gradient_of_the_table_is_that_of_torch(dtype, monkeypatch):
+    values, places, weights = inputs(dtype)
+    found = []
+    for available in (True, False):
+        monkeypatch.setattr(deformable_attention, "is_scipy_available", lambda available=available: available)
+        leaves = [part.clone().requires_grad_() for part in (values, places, weights)]
+        read = deformable_attention.read_gathered(leaves[0], SHAPES, *leaves[1:])
+        assert ("_TableGradient" in str(read.grad_fn.next_functions[0][0].next_functions[0][0])) == available
+        found.append(torch.autograd.grad((read * torch.arange(read.shape[-1])).sum(), leaves))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=100 * TOLERANCES[dtype], rtol=1e-5)
+
+
 @pytest.mark.parametrize("at_once", [1, 3, IMAGES * QUERIES])
 def test_queries_read_a_few_at_a_time(monkeypatch, at_once):
     monkeypatch.setattr(deformable_attention, "QUERIES_AT_ONCE", at_once)
