@@ -176,10 +176,8 @@ def _bag_sums(table: Tensor, image: Tensor, places: Tensor, weights: Tensor, gri
 
 def _weighted_rows(table: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
     """Sums (N, D) of the rows of a table (R, D) that each bag (N, K) names, by their weights (N, K)."""
-    if (
-        not (is_scipy_available() and table.requires_grad and table.device.type == "cpu")
-        or torch.compiler.is_compiling()
-    ):
+    by_scipy = not torch.compiler.is_compiling() and is_scipy_available() and table.device.type == "cpu"
+    if not (by_scipy and table.requires_grad):
         return F.embedding_bag(bags, table, per_sample_weights=weights, mode="sum")
     summed = F.embedding_bag(bags, table.detach(), per_sample_weights=weights, mode="sum")
     return _TableGradient.apply(summed, table, bags, weights)

@@ -286,6 +286,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             device=self.device,
         )
 
+    @torch.compiler.disable  # matching goes through the host: one break of the graph, here
     def _loss(
         self,
         predictions: list[LayerPrediction],
