@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CARDS = ROOT / "model_cards"
 # Page -> the sections it holds, each between <!-- NAME: begin --> and <!-- NAME: end -->.
-PAGES = {"README.md": ("figures", "tools"), "docs/paper_index.md": ("figures",)}
+PAGES = {
+    "README.md": ("figures", "tools", "speed"),
+    "docs/paper_index.md": ("figures",),
+    "docs/performance.md": ("speed",),
+}
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
 MEMBERS_PRESET = "mask2former-light"  # whose card holds these figures
@@ -51,7 +55,11 @@ def pages() -> dict[str, str]:
     Raises:
         ValueError: a page does not hold the markers of a section exactly once.
     """
-    sections = {"figures": joined(training_figures().values()), "tools": joined(tool_figures())}
+    sections = {
+        "figures": joined(training_figures().values()),
+        "tools": joined(tool_figures()),
+        "speed": speed([read(f"speed_{suite}.json") for suite in SUITES]),
+    }
     texts = {}
     for page, names in PAGES.items():
         text = (ROOT / page).read_text()
@@ -88,9 +96,6 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
             figures[trained, f"convergence_{data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
     figures[MEMBERS_PRESET, "members"] = members(read_rows(RESULTS / "members.json"))
-    measured = [suite for suite in SUITES if (RESULTS / f"speed_{suite}.json").exists()]
-    if measured:
-        figures[FAMILY, "speed"] = speed([read(f"speed_{suite}.json") for suite in measured])
     figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
 
