@@ -68,9 +68,15 @@ class Case:
     peak_aim: float | None = None
 
 
-def model_pair(family: str = "mask2former") -> tuple[HfMaskFormerForUniversalSegmentation, PreTrainedModel]:
+def model_pair(
+    family: str = "mask2former", *, auxiliary: bool = False
+) -> tuple[HfMaskFormerForUniversalSegmentation, PreTrainedModel]:
     """Ours and theirs, full-size Swin-T without dropout, the same random weights; deformable attention is away from
-    its start, where all weights are equal and all offsets regular."""
+    its start, where all weights are equal and all offsets regular.
+
+    `auxiliary`: MaskFormer with losses of all layers, as published; transformers has them off, and its inference fails
+    where they are on.
+    """
     torch.manual_seed(0)
     labels = {index: f"class {index}" for index in range(NUM_LABELS)}
     if family == "mask2former":
@@ -81,7 +87,7 @@ def model_pair(family: str = "mask2former") -> tuple[HfMaskFormerForUniversalSeg
             backbone_config=SwinConfig(**SWIN_TINY),
             decoder_config=decoder,
             id2label=labels,
-            use_auxiliary_loss=True,  # as published; False by default there
+            use_auxiliary_loss=auxiliary,
         )
         theirs = MaskFormerForInstanceSegmentation(config)
     with torch.no_grad():
@@ -130,7 +136,7 @@ def train_step_case(family: str, size: int, *, aim: float, images: int = 2, targ
     compared in float64, for the same points; MaskFormer's without those of the earlier layers, which transformers
     predicts from states that the paper's norm before the heads has not seen.
     """
-    ours, theirs = model_pair(family)
+    ours, theirs = model_pair(family, auxiliary=True)
     dense = family == "maskformer"
     if dense:
         theirs.config.output_hidden_states = True  # without them transformers has no auxiliary loss
