@@ -128,7 +128,7 @@ def timed(
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| preset | classes | parameters | model ms | map ms | whole ms | as trained ms | SegFormer-B0 ms (model, map) "
+        "| preset | classes | parameters | model ms | map ms | whole ms | as trained ms | SegFormer-B0 (model, map) "
         "| times as fast | aim |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
