@@ -164,9 +164,8 @@ def test_command_writes_a_program_that_torch_loads(tmp_path, capsys):
     folder = tmp_path / "program"
     flags = ["--format", "torch-export", "--semantic-map", "--fixed-size", "--output-dir", str(folder)]
     assert main(["export", str(tmp_path / "model"), *flags]) == 0
-    assert (
-        "images of 64 x 64 only; largest differences from the model: semantic_map 0.0e+00" in capsys.readouterr().out
-    )
+    said = "images of 64 x 64 only; largest differences from the model: semantic_map 0.0e+00"
+    assert said in capsys.readouterr().out
     inputs = example_inputs(processor, None)
     program = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():

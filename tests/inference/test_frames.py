@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_maskformer.inference import Predictor
-from hf_maskformer.inference.frames import frames_of
+from hf_maskformer.inference.frames import UniqueNames, frames_of
 
 
 def picture(seed):
@@ -38,6 +38,22 @@ def test_a_broken_frame_is_named_after_the_batches_before_it(predictor, tmp_path
     assert [next(stream).name, next(stream).name] == ["a", "b"]
     with pytest.raises(ValueError, match=r"d\.png"):
         next(stream)
+
+
+def test_names_are_unique_and_those_of_arrays_are_not_kept():
+    names = UniqueNames()
+    images = ["a/x.png", picture(0), "b/x.png", "image-0002.png", "image-0009.png", picture(1), "x-2.png"]
+    assert [names.name(image, index) for index, image in enumerate(images)] == [
+        "x",
+        "image-0002",
+        "x-2",
+        "image-0002-2",
+        "image-0009",
+        "image-0006",
+        "x-2-2",
+    ]
+    assert len(names.stems) == 5
+    assert UniqueNames().name("image-0001.png", 3) == "image-0001"  # no image came without a file
 
 
 def test_a_live_source_may_drop_frames(predictor):

@@ -25,7 +25,7 @@ def test_no_more_items_are_read_than_may_wait():
     stream = overlapped(items(), [lambda x: x], queue_size=2, drop=False)
     assert next(stream) == 0
     time.sleep(0.3)
-    # 2 before the stage, 2 behind it, one in the hands of each of source, stage and caller, and one that waits to be put
+    # 2 before the stage, 2 behind it, one in the hands of each of source, stage and caller
     assert len(read) <= 8
     stream.close()
 

@@ -1,5 +1,6 @@
 """Frames one after the other: of a video file, a camera, a folder, or whatever else gives images."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+NUMBERED_NAME = re.compile(r"image-(\d{4,})")
 
 AnyInput = str | Path | Image.Image | np.ndarray
 
@@ -52,6 +54,41 @@ def folder_images(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"folder {folder} holds no image; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}")
     return files
+
+
+class UniqueNames:
+    """The stem of a file, or the number of an image without one; a stem that was there before gets a number.
+
+    Only the stems of files are remembered, so that a camera may run for ever.
+    """
+
+    def __init__(self) -> None:
+        self.stems: set[str] = set()
+        self.numbered = False  # whether an image came without a file
+
+    def name(self, image: AnyInput, index: int) -> str:
+        """Of the image at position `index` of its source."""
+        if not isinstance(image, (str, Path)):
+            self.numbered = True
+            return self._free(_numbered(index), index)
+        name = self._free(Path(image).stem, index)
+        self.stems.add(name)
+        return name
+
+    def _free(self, stem: str, index: int) -> str:
+        name, number = stem, 1
+        while name in self.stems or self._is_earlier_number(name, index):
+            number += 1
+            name = f"{stem}-{number}"
+        return name
+
+    def _is_earlier_number(self, name: str, index: int) -> bool:
+        found = NUMBERED_NAME.fullmatch(name)
+        return self.numbered and found is not None and int(found[1]) <= index and name == _numbered(int(found[1]) - 1)
+
+
+def _numbered(index: int) -> str:
+    return f"image-{index + 1:04d}"
 
 
 def _video_frames(source: str | int, name: str) -> Iterator[np.ndarray]:

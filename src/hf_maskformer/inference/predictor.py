@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from hf_maskformer.data.sample import image_to_rgb, read_image
 from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
-from hf_maskformer.inference.frames import AnyInput, frames_of
+from hf_maskformer.inference.frames import AnyInput, UniqueNames, frames_of
 from hf_maskformer.inference.overlap import overlapped
 from hf_maskformer.inference.results import SegmentationResult
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
@@ -149,10 +149,10 @@ class Predictor:
         return (result for batch in prepared for result in self._results(batch))
 
     def _batches(self, images: Iterable[AnyInput], size: int) -> Iterator[_Batch]:
-        used_names: set[str] = set()
+        names = UniqueNames()
         numbered = enumerate(images)
         while taken := list(islice(numbered, size)):
-            yield _Batch(taken, [_unique_name(image, index, used_names) for index, image in taken])
+            yield _Batch(taken, [names.name(image, index) for index, image in taken])
 
     def _prepare(self, batch: _Batch) -> _Batch:
         batch.images = [self._read(image, index) for index, image in batch.sources]
@@ -244,14 +244,3 @@ def _pil_image(array: np.ndarray, where: str) -> Image.Image:
         f"{where} has values {array.min()}..{array.max()} of type {array.dtype}; allowed: uint8, and other numbers "
         f"for images of one channel together with intensity_range"
     )
-
-
-def _unique_name(image: AnyInput, index: int, used: set[str]) -> str:
-    """The file's stem or the image's number; a repeated stem gets a number behind it."""
-    stem = Path(image).stem if isinstance(image, (str, Path)) else f"image-{index + 1:04d}"
-    name, number = stem, 1
-    while name in used:
-        number += 1
-        name = f"{stem}-{number}"
-    used.add(name)
-    return name
