@@ -17,21 +17,23 @@ from hf_maskformer.export.graph import SemanticGraph
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
 from hf_maskformer.inference.onnx_model import OnnxModel
-from hf_maskformer.presets import image_processor_for, list_presets
+from hf_maskformer.presets import PRESETS, image_processor_for, list_presets
 from model import variant_tester as tester
 
 VARIANTS = ("fp16", "int8", "int8-dynamic")
 
 
 def model_and_processor(name="maskformer-light", **overrides):
-    """A shrunken model of two decoder layers and its processor."""
-    config = tester.tiny(name, **{"query_decoder_layers": 2, **overrides})
+    """A shrunken model of one decoder layer and its processor."""
+    config = tester.tiny(name, **{"query_decoder_layers": 1, **overrides})
     return tester.build(config).eval(), image_processor_for(config)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    return model_and_processor()
+    """As few operations as a ResNet has: converting takes most of the time."""
+    backbone = {**PRESETS["maskformer-light"].fields["backbone_config"], **tester.TINY_BACKBONES["resnet"]}
+    return model_and_processor(backbone_config={**backbone, "depths": [1, 1, 1, 1]})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_evaluation_takes_the_file(exported):
     model, processor = load_checkpoint(exported.files["float32"])
     data = load("scenes", split="val", task="panoptic", length=2, image_size=64)
     processor.id2label = processor.thing_label_ids = None
-    with pytest.raises(ValueError, match="road"):  # the classes of the file are compared with those of the data
+    with pytest.raises(ValueError, match=r"has 3 classes but the data 7"):
         evaluate(model, processor, data, progress=False)
 
 
@@ -102,7 +104,7 @@ def test_int8_convolutions_are_in_8_bits(exported):
     graph = onnx.load(str(exported.files["int8"])).graph
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
     eight_bits = [name for name, kind in stored.items() if kind == onnx.TensorProto.INT8]
-    assert len(eight_bits) >= 15  # convolutions of the backbone alone
+    assert len(eight_bits) >= 12  # convolutions of the backbone alone
 
 
 def test_a_file_that_differs_is_not_kept(pair, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.export.agreement import Run, check
@@ -102,7 +103,7 @@ def export_model(
         for name, path in drafts.items():
             result.files[name] = folder / path.name
             os.replace(path, result.files[name])
-    processor.save_pretrained(folder)
+    processor.to_json_file(folder / IMAGE_PROCESSOR_NAME)
     result.record["megabytes"] = {name: round(path.stat().st_size / 1e6, 2) for name, path in result.files.items()}
     write_record(result, folder)
     return result
