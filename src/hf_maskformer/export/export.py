@@ -137,7 +137,7 @@ def _write_onnx(program: ExportedProgram, graph: LogitsGraph, path: Path) -> Run
         import onnxscript  # noqa: F401 - what torch.onnx needs, checked before it works for minutes
     except ImportError as error:
         raise ImportError("export to ONNX needs onnx and onnxscript: pip install 'hf_maskformer[export]'") from error
-    converted = torch.onnx.export(
+    converted: Any = torch.onnx.export(
         program,
         input_names=list(INPUTS),
         output_names=list(graph.outputs),

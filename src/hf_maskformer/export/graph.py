@@ -19,7 +19,7 @@ MOST_IMAGES, MOST_CELLS = 256, 256  # of a batch; of an axis, in strides
 class LogitsGraph(nn.Module):
     """`pixel_values` (B, C, H, W), `pixel_mask` (B, H, W) -> class logits (B, Q, K + 1), mask logits (B, Q, h, w)."""
 
-    outputs = LOGITS
+    outputs: tuple[str, ...] = LOGITS
 
     def __init__(self, model: Any) -> None:
         super().__init__()

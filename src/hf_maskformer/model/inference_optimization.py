@@ -76,14 +76,10 @@ def _is_reader(module: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    mean: Any = norm.running_mean  # not None: norms without statistics are no pairs
+    variance: Any = norm.running_var
     weight, bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
+        convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
     )
     convolution.weight, convolution.bias = weight, bias
     name = next(name for name, module in model.named_modules() if module is norm)
