@@ -179,5 +179,5 @@ def test_command_writes_a_program_that_torch_loads(tmp_path, capsys):
 def test_every_preset_at_three_sizes(name, tmp_path):
     model, processor = model_and_processor(name)
     record = export_model(model, processor, tmp_path).record  # checks the sizes
-    assert record["free_size"] or "swin" in name
+    assert record["free_size"] != any(part in name for part in ("swin", "mask2former", "anchored"))
     assert max(record["largest_difference"].values()) < 1e-3

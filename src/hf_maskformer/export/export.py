@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.data.segmentation_data import SegmentationData
-from hf_maskformer.export.agreement import Run, check
+from hf_maskformer.export.agreement import ExportError, Run, check
 from hf_maskformer.export.examples import example_inputs, resized
-from hf_maskformer.export.graph import INPUTS, LogitsGraph, SemanticGraph, trace
+from hf_maskformer.export.graph import INPUTS, LogitsGraph, SemanticGraph, may_have_free_size, trace
 from hf_maskformer.export.variants import make_variant
 from hf_maskformer.inference.onnx_model import METADATA_KEY, open_session
 
@@ -86,16 +86,13 @@ def export_model(
         raise ValueError(f"variants {', '.join(variants)} are made of ONNX files with logits only")
     graph = (SemanticGraph if semantic_map else LogitsGraph)(model.to("cpu", torch.float32).eval()).eval()
     examples = example_inputs(processor, data)
-    batches = [examples, {name: value[:1] for name, value in examples.items()}]
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     result = Exported(record={"format": format, "image_size": list(examples["pixel_values"].shape[-2:])})
     with tempfile.TemporaryDirectory(dir=folder) as working:
         draft = Path(working) / FILE_NAMES[format]
-        run, result.record["free_size"] = _write(graph, examples, draft, fixed_size=fixed_size)
-        if result.record["free_size"]:
-            batches += [resized(examples, scale) for scale in OTHER_SCALES]
-        result.record["largest_difference"] = check(run, graph, batches)
+        differences, free_size = _write(graph, examples, draft, fixed_size=fixed_size)
+        result.record |= {"free_size": free_size, "largest_difference": differences}
         drafts = {"float32" if format == "onnx" else format: draft}
         for variant in variants:
             source = data if calibration_data is None else calibration_data
@@ -114,21 +111,25 @@ def write_record(result: Exported, folder: str | Path) -> None:
     Path(folder, RECORD_NAME).write_text(json.dumps(result.record, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(graph: LogitsGraph, examples: dict[str, Tensor], path: Path, *, fixed_size: bool) -> tuple[Run, bool]:
-    """How the written program is run, and whether it takes images of any size.
+def _write(
+    graph: LogitsGraph, examples: dict[str, Tensor], path: Path, *, fixed_size: bool
+) -> tuple[dict[str, float], bool]:
+    """The largest differences of the written program from the model, and whether it takes images of any size.
 
-    Where code of the backbone depends on the size (the windows of Swin), the program is made for one size, with a
-    warning.
+    Where code of the model depends on the size, the program is made for one size; with a warning, if that was not
+    known beforehand.
     """
     write = _write_onnx if path.name == FILE_NAMES["onnx"] else _write_program
-    if not fixed_size:
+    batches = [examples, {name: value[:1] for name, value in examples.items()}]
+    if not fixed_size and may_have_free_size(graph.model.config):
+        others = [resized(examples, scale) for scale in OTHER_SCALES]
         try:
-            return write(trace(graph, examples, free_size=True), graph, path), True
+            return check(write(trace(graph, examples, free_size=True), graph, path), graph, batches + others), True
         except (RuntimeError, ValueError, AssertionError) as error:  # torch's own are RuntimeErrors
             height, width = examples["pixel_values"].shape[-2:]
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             logger.warning("the file takes images of %dx%d only; a free size failed: %s", height, width, reason)
-    return write(trace(graph, examples, free_size=False), graph, path), False
+    return check(write(trace(graph, examples, free_size=False), graph, path), graph, batches), False
 
 
 def _write_onnx(program: ExportedProgram, graph: LogitsGraph, path: Path) -> Run:
@@ -150,9 +151,16 @@ def _write_onnx(program: ExportedProgram, graph: LogitsGraph, path: Path) -> Run
     entry.key, entry.value = METADATA_KEY, json.dumps(_description(graph.model.config))
     onnx.save(proto, str(path))
     session = open_session(path)
-    return lambda inputs: [
-        torch.from_numpy(value) for value in session.run(None, {name: v.numpy() for name, v in inputs.items()})
-    ]
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+        try:
+            values = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            raise ExportError(f"onnxruntime cannot run the exported file; no file was kept: {error}") from error
+        return [torch.from_numpy(value) for value in values]
+
+    return run
 
 
 def _write_program(program: ExportedProgram, graph: LogitsGraph, path: Path) -> Run:

@@ -1,5 +1,7 @@
 """What is exported of a model: tensors in, tensors out; a free batch size and, where possible, a free image size."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,12 @@ class SemanticGraph(LogitsGraph):
         return (F.interpolate(scores, size=size, mode="bilinear", align_corners=False).argmax(dim=1),)
 
 
+def may_have_free_size(config: Any) -> bool:
+    """Whether no part is known to work with the size as numbers: the windows of Swin (torch needs minutes to find that
+    out) and the points of deformable attention."""
+    return config.backbone_config.model_type != "swin" and not config.pixel_decoder.startswith("deformable")
+
+
 def trace(graph: LogitsGraph, inputs: dict[str, Tensor], *, free_size: bool) -> ExportedProgram:
     """The program of a graph.
 
@@ -60,5 +68,18 @@ def trace(graph: LogitsGraph, inputs: dict[str, Tensor], *, free_size: bool) -> 
         rows, columns = STRIDE * Dim("rows", min=1, max=MOST_CELLS), STRIDE * Dim("columns", min=1, max=MOST_CELLS)
         axes["pixel_values"] |= {2: rows, 3: columns}
         axes["pixel_mask"] |= {1: rows, 2: columns}
-    with torch.no_grad():
+    with torch.no_grad(), _plain_attention(graph.model.model.backbone.body):
         return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=axes)
+
+
+@contextmanager
+def _plain_attention(body: Any) -> Iterator[None]:
+    """Swin's fused attention cannot be decomposed for ONNX: its output has strides that a decomposition lacks."""
+    before = body.config._attn_implementation
+    if body.config.model_type == "swin":
+        body.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if body.config._attn_implementation != before:
+            body.set_attn_implementation(before)
