@@ -15,6 +15,7 @@ from typing import Any
 from complexity import figures_table as complexity_table
 from convergence import table
 from members import table as members_table
+from realtime import table as realtime_table
 from speed import SUITES
 from training_rows import OURS, read_rows
 from training_table import comparison
@@ -96,6 +97,8 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
             figures[trained, f"convergence_{data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
     figures[MEMBERS_PRESET, "members"] = members(read_rows(RESULTS / "members.json"))
+    if (RESULTS / "realtime.json").exists():
+        figures[FAMILY, "realtime"] = realtime(read("realtime.json"))
     figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
 
@@ -207,6 +210,17 @@ def speed(results: list[dict[str, Any]]) -> list[str]:
 
 def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def realtime(result: dict[str, Any]) -> list[str]:
+    size, threads = f"{result['size']}x{result['size']}", result["threads"]
+    return [
+        f"From the pixels of one image of {size} to its map of classes, beside transformers' SegFormer-B0 "
+        f"(`benchmarks/realtime.py --threads {threads}`, {result['hardware']}, by turns, CPU time, medians of "
+        f"{result['repeats']}):",
+        "",
+        *realtime_table(result["rows"]).splitlines(),
+    ]
 
 
 def complexity(rows: list[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,11 @@ MASK2FORMER = "Mask2Former, Cheng et al., CVPR 2022, https://arxiv.org/abs/2112.
 PANOPTIC_SEGFORMER = "Panoptic SegFormer, Li et al., CVPR 2022, https://arxiv.org/abs/2109.03814"
 MASKFORMER = "MaskFormer, Cheng et al., NeurIPS 2021, https://arxiv.org/abs/2107.06278"
 
+LITE = (
+    f"{MASKFORMER}; light pixel decoder after PEM, Cavagnero et al., CVPR 2024, https://arxiv.org/abs/2402.19422, and "
+    "FastInst, He et al., CVPR 2023, https://arxiv.org/abs/2303.08594"
+)
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -108,6 +113,32 @@ def _panoptic_segformer(backbone: dict[str, Any], **further: Any) -> dict[str, A
         "threshold": 0.25,
         "overlap_mask_area_threshold": 0.6,
         "stuff_overlap_mask_area_threshold": 0.8,
+        **further,
+    }
+
+
+def _lite(**further: Any) -> dict[str, Any]:
+    """Sizes of the members for real time; what makes them start fast from random weights is maskformer-light's."""
+    return {
+        "pixel_decoder": "light",
+        "pixel_decoder_dim": 64,
+        "pixel_decoder_heads": 4,
+        "pixel_decoder_layers": 1,
+        "pixel_decoder_ffn_dim": 256,
+        "pixel_decoder_dropout": 0.0,
+        "mask_dim": 64,
+        "query_decoder_dim": 128,
+        "query_decoder_heads": 4,
+        "query_decoder_ffn_dim": 512,
+        "query_decoder_layers": 2,
+        "query_decoder_dropout": 0.0,
+        "query_decoder_attention_dropout": 0.0,
+        "query_decoder_activation_dropout": 0.0,
+        "query_decoder_memory_stride": 16,
+        "mask_head": "located_dot_product",
+        "num_queries": 50,
+        "criterion_resolution": "prediction",
+        "loss_pixel_weight": 1.0,
         **further,
     }
 
@@ -297,6 +328,35 @@ PRESETS: dict[str, Preset] = {
         summary="PVTv2-B2, deformable encoder, things by boxes, masks from attention maps",
         paper=PANOPTIC_SEGFORMER,
         fields=_panoptic_segformer(_pvt_v2(hidden_sizes=[64, 128, 320, 512], depths=[3, 4, 6, 3])),
+    ),
+    "lite-mobilenetv3-small": Preset(
+        summary="MobileNetV3-small, 64-wide separable pixel decoder, 2 decoder layers on 1/16 features; the smallest",
+        paper=LITE,
+        fields=_lite(backbone="timm/mobilenetv3_small_100"),
+    ),
+    "lite-mobilenetv3-large": Preset(
+        summary="MobileNetV3-large, otherwise lite-mobilenetv3-small",
+        paper=LITE,
+        fields=_lite(backbone="timm/mobilenetv3_large_100"),
+    ),
+    "lite-mobilenetv4-small": Preset(
+        summary="MobileNetV4-conv-small, otherwise lite-mobilenetv3-small",
+        paper=LITE,
+        fields=_lite(backbone="timm/mobilenetv4_conv_small"),
+    ),
+    "lite-swin-tiny": Preset(
+        summary="Swin-T with a separable pixel decoder of 128 channels and 3 decoder layers on 1/16 features",
+        paper=LITE,
+        fields=_lite(
+            backbone_config=_swin(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24]),
+            pixel_decoder_dim=128,
+            pixel_decoder_ffn_dim=512,
+            query_decoder_dim=256,
+            query_decoder_heads=8,
+            query_decoder_ffn_dim=1024,
+            query_decoder_layers=3,
+            num_queries=100,
+        ),
     ),
 }
 

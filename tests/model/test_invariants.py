@@ -92,6 +92,7 @@ def test_the_comparison_notices_a_loss_times_two(one_process, tmp_path):
 ARRANGEMENTS = {
     "fpn": {},
     "fpn_transformer": {"pixel_decoder": "fpn_transformer"},
+    "light": {"pixel_decoder": "light"},
     "mask2former": MODELS["mask2former"],
     "panoptic-segformer": MODELS["panoptic-segformer"],
 }
@@ -197,8 +198,9 @@ def test_deformable_encoder_ignores_padding(arrangement, monkeypatch):
         assert (blind[valid] - before[valid]).abs().max() > 1e-2
 
 
-def test_encoder_of_the_pixel_decoder_ignores_padding():
-    decoder = small_model("fpn_transformer").model.pixel_decoder
+@pytest.mark.parametrize("arrangement", ["fpn_transformer", "light"])
+def test_encoder_of_the_pixel_decoder_ignores_padding(arrangement):
+    decoder = small_model(arrangement).model.pixel_decoder
     padding = torch.zeros(1, 128, 128, dtype=torch.bool)
     padding[:, 64:] = True
     features = [

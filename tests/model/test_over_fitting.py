@@ -56,8 +56,10 @@ NARROW: dict[str, Any] = {
 
 
 def narrow(name: str, **overrides: Any) -> HfMaskFormerConfig:
-    backbone = PRESETS[name].fields["backbone_config"]
-    small = {**backbone, **NARROW_BACKBONES[backbone["model_type"]]}
+    fields = PRESETS[name].fields
+    if "backbone" in fields:  # timm's are small as they are
+        return preset(name, **{**NARROW, **overrides})
+    small = {**fields["backbone_config"], **NARROW_BACKBONES[fields["backbone_config"]["model_type"]]}
     return preset(name, **{**NARROW, "backbone_config": small, **overrides})
 
 

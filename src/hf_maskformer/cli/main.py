@@ -9,12 +9,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from hf_maskformer.cli import evaluate, inspect_dataset, predict, presets, push, quickstart, replay, train
+from hf_maskformer.cli import evaluate, export, inspect_dataset, predict, presets, push, quickstart, replay, train
 
 VERBS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "push": push,
     "inspect-dataset": inspect_dataset,
     "presets": presets,

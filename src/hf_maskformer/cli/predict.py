@@ -11,8 +11,6 @@ from hf_maskformer.cli.arguments import add_input_arguments, check_device, check
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory or Hub id that from_pretrained reads")
@@ -67,13 +65,12 @@ def image_files(given: list[str]) -> list[Path]:
     Raises:
         ValueError: a path that does not exist, or a folder without an image.
     """
+    from hf_maskformer.inference.frames import folder_images
+
     files: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(f"folder {path} holds no image; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}")
-            files += inside
+            files += folder_images(path)
         elif path.is_file():
             files.append(path)
         else:

@@ -24,6 +24,8 @@ PIXEL_DECODERS = {
     "feed-forward width {ffn}) over the maps at 1/8, 1/16 and 1/32, then one step of a feature pyramid",
     "deformable_memory": "{layers} layers of deformable attention (width {dim}, {heads} heads of {points} points, "
     "feed-forward width {ffn}) over maps at 1/8, 1/16, 1/32 and 1/64",
+    "light": "{layers} transformer encoder layer (width {dim}, {heads} heads, feed-forward width {ffn}) on the "
+    "coarsest map, then a feature pyramid of depthwise-separable convolutions",
 }
 QUERY_DECODERS = {
     "standard": ("transformer decoder layers", "learned queries"),
@@ -163,6 +165,27 @@ NOTES = {
         "A model of Table 1; backbone: Wang et al., PVT v2, 2022",
         "As panoptic-segformer-r50, more accurate in the paper's comparison at about its size.",
     ),
+    "lite-mobilenetv3-small": Note(
+        "Lite MaskFormer with MobileNetV3-small",
+        f"Our own combination: {OURS}; backbone: Howard et al., Searching for MobileNetV3, ICCV 2019",
+        "Real time on a CPU and small devices, and files of a few megabytes; the smallest and fastest preset.",
+    ),
+    "lite-mobilenetv3-large": Note(
+        "Lite MaskFormer with MobileNetV3-large",
+        f"Our own combination: {OURS}; backbone: Howard et al., Searching for MobileNetV3, ICCV 2019",
+        "As lite-mobilenetv3-small where twice its time is at hand.",
+    ),
+    "lite-mobilenetv4-small": Note(
+        "Lite MaskFormer with MobileNetV4-small",
+        f"Our own combination: {OURS}; backbone: Qin et al., MobileNetV4, ECCV 2024 (the convolutional small model)",
+        "Real time on a CPU where lite-mobilenetv3-small is not accurate enough; its backbone is plain convolutions "
+        "with ReLU, without squeeze-and-excitation.",
+    ),
+    "lite-swin-tiny": Note(
+        "Lite MaskFormer with Swin-T",
+        f"Our own combination: {OURS}; backbone: Liu et al., Swin Transformer, ICCV 2021",
+        "Quality of a transformer backbone with decoders that cost little beside it; real time on a GPU.",
+    ),
     "maskformer-light-anchored": Note(
         "MaskFormer light with anchored queries",
         f"Our own: {OURS}. maskformer-light with queries in the manner of FastInst, matched by their place, see "
@@ -256,6 +279,8 @@ def backbone_words(config: HfMaskFormerConfig) -> str:
             f"{_row(backbone.num_attention_heads)} heads and {_row(backbone.hidden_sizes)} channels; stochastic depth "
             f"of {backbone.drop_path_rate} in training."
         )
+    if backbone.model_type == "timm_backbone":
+        return f"timm's `{backbone.backbone}`. Its batch norms are trained."
     return f"transformers' `{backbone.model_type}`."
 
 

@@ -7,15 +7,17 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from hf_maskformer.inference.onnx_model import load_onnx
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.model.official import official_source
 
+ONNX_SUFFIX = ".onnx"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def load_checkpoint(source: str | Path) -> tuple[HfMaskFormerForUniversalSegmentation, HfMaskFormerImageProcessor]:
-    """Model (in eval mode) and image processor of a directory or Hub id, ours or an official one.
+def load_checkpoint(source: str | Path) -> tuple[Any, HfMaskFormerImageProcessor]:
+    """Model (in eval mode) and image processor of a directory or Hub id, ours or an official one, or of an ONNX file.
 
     The files of an official checkpoint store neither the task nor which classes are things: `task`, `id2label` and
     `thing_label_ids` of its processor are None. Class names stand in the model's config.
@@ -25,6 +27,10 @@ def load_checkpoint(source: str | Path) -> tuple[HfMaskFormerForUniversalSegment
             file is damaged, or config and image processor differ in task, labels or thing classes.
     """
     folder = Path(source)
+    if folder.suffix == ONNX_SUFFIX and not folder.is_dir():
+        onnx_model, processor = load_onnx(folder)
+        check_agreement(onnx_model.config, processor, str(source))
+        return onnx_model, processor
     if folder.is_dir():
         _check_processor_file(folder)
     elif not HUB_ID.fullmatch(str(source)):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 
 from hf_maskformer.data.sample import image_to_rgb, read_image
 from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
+from hf_maskformer.inference.frames import AnyInput, UniqueNames, frames_of
+from hf_maskformer.inference.overlap import overlapped
 from hf_maskformer.inference.results import SegmentationResult
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
 from hf_maskformer.model.postprocess import logits_per_image, semantic_scores
@@ -21,14 +24,23 @@ from hf_maskformer.model.resampling import resize_maps
 TASKS = ("semantic", "instance", "panoptic")
 SCORE_DECIMALS = 6
 
-AnyInput = str | Path | Image.Image | np.ndarray
+
+@dataclass
+class _Batch:
+    """A few images on their way."""
+
+    sources: list[tuple[int, AnyInput]]  # with their position
+    names: list[str]
+    images: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8
+    tensors: Any = None  # what the processor made of them, then what the model made of that
 
 
 class Predictor:
     """Segments images with a trained model.
 
     Args:
-        model: a directory, a Hub id, or a loaded `HfMaskFormerForUniversalSegmentation` (then `processor` is needed).
+        model: a directory, a Hub id, an ONNX file of `hf-maskformer export` (which onnxruntime runs on the CPU), or a
+            loaded `HfMaskFormerForUniversalSegmentation` (then `processor` is needed).
         task: "semantic", "instance" or "panoptic"; default: the one stored with the model.
         device: where the model runs; default: a GPU if there is one.
         processor: the image processor of a model that is already loaded; it is not changed.
@@ -96,11 +108,7 @@ class Predictor:
         self.id2label = {int(label): str(name) for label, name in model.config.id2label.items()}
 
     def __call__(self, images: AnyInput | Iterable[AnyInput]) -> list[SegmentationResult]:
-        """Results in the order of the images; a single image gives a list of one. See `stream` for many images."""
-        return list(self.stream(images))
-
-    def stream(self, images: AnyInput | Iterable[AnyInput]) -> Iterator[SegmentationResult]:
-        """As the call, but yields results batch by batch, so that any number of images fits into memory.
+        """Results in the order of the images; a single image gives a list of one. See `stream` for many images.
 
         Args:
             images: paths, PIL images or arrays ((H, W), (H, W, 3) or (H, W, 4), uint8, or one channel of any type with
@@ -111,19 +119,56 @@ class Predictor:
         """
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
             images = [images]
-        used_names: set[str] = set()
+        batches = self._batches(images, self.batch_size)
+        return [result for batch in batches for result in self._results(self._forward(self._prepare(batch)))]
+
+    def stream(self, source: Any, *, queue_size: int = 4, on_full: str = "block") -> Iterator[SegmentationResult]:
+        """Results one after the other, in the order of the frames, with a memory that does not grow.
+
+        Reading, the forward pass and post-processing work at the same time, each on another batch. A frame without a
+        file is named by its number, `image-0001` and so on; numbers of dropped frames are missing.
+
+        Args:
+            source: a video file or the number of a camera (both need OpenCV), a folder, one image, or an iterable of
+                what the call takes.
+            queue_size: batches that may wait between two stages.
+            on_full: where the model is behind: "block", the source waits and every frame gets a result; or "drop", for
+                cameras: frames go through one by one, and the oldest that waits is forgotten for a new one.
+
+        Raises:
+            ValueError: an image cannot be read, after the results of the batches before it; the message names its file
+                or position; or an argument that is not allowed.
+            ImportError: a video without OpenCV.
+        """
+        if on_full not in ("block", "drop"):
+            raise ValueError(f"on_full must be 'block' or 'drop', got {on_full!r}")
+        if queue_size < 1:
+            raise ValueError(f"queue_size must be at least 1, got {queue_size}")
+        batches = self._batches(frames_of(source), self.batch_size if on_full == "block" else 1)
+        stages = (self._prepare, self._forward)
+        prepared = overlapped(batches, stages, queue_size=queue_size, drop=on_full == "drop")
+        return (result for batch in prepared for result in self._results(batch))
+
+    def _batches(self, images: Iterable[AnyInput], size: int) -> Iterator[_Batch]:
+        names = UniqueNames()
         numbered = enumerate(images)
-        while batch := list(islice(numbered, self.batch_size)):
-            arrays = [self._read(image, index) for index, image in batch]
-            names = [_unique_name(image, index, used_names) for index, image in batch]
-            yield from self._predict(arrays, names)
+        while taken := list(islice(numbered, size)):
+            yield _Batch(taken, [names.name(image, index) for index, image in taken])
+
+    def _prepare(self, batch: _Batch) -> _Batch:
+        batch.images = [self._read(image, index) for index, image in batch.sources]
+        batch.tensors = self.processor(images=batch.images, return_tensors="pt")
+        return batch
 
     @torch.inference_mode()
-    def _predict(self, images: list[np.ndarray], names: list[str]) -> list[SegmentationResult]:
-        inputs = self.processor(images=images, return_tensors="pt")
-        outputs = self.model(
-            pixel_values=inputs["pixel_values"].to(self.device), pixel_mask=inputs["pixel_mask"].to(self.device)
-        )
+    def _forward(self, batch: _Batch) -> _Batch:
+        inputs = {name: batch.tensors[name].to(self.device) for name in ("pixel_values", "pixel_mask")}
+        batch.tensors = self.model(**inputs)
+        return batch
+
+    @torch.inference_mode()
+    def _results(self, batch: _Batch) -> list[SegmentationResult]:
+        images, outputs = batch.images, batch.tensors
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         if self.task == "semantic":
             found = self._semantic(outputs, sizes)
@@ -142,7 +187,7 @@ class Predictor:
                 image=image,
                 name=name,
             )
-            for (segmentation, segments), image, name in zip(found, images, names, strict=True)
+            for (segmentation, segments), image, name in zip(found, images, batch.names, strict=True)
         ]
 
     def _semantic(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, list[dict[str, Any]]]]:
@@ -200,14 +245,3 @@ def _pil_image(array: np.ndarray, where: str) -> Image.Image:
         f"{where} has values {array.min()}..{array.max()} of type {array.dtype}; allowed: uint8, and other numbers "
         f"for images of one channel together with intensity_range"
     )
-
-
-def _unique_name(image: AnyInput, index: int, used: set[str]) -> str:
-    """The file's stem or the image's number; a repeated stem gets a number behind it."""
-    stem = Path(image).stem if isinstance(image, (str, Path)) else f"image-{index + 1:04d}"
-    name, number = stem, 1
-    while name in used:
-        number += 1
-        name = f"{stem}-{number}"
-    used.add(name)
-    return name

@@ -12,6 +12,7 @@ from .location_criterion import LocationCriterion
 from .mask_head import AnchoredDotProductMaskHead, DotProductMaskHead, LocatedDotProductMaskHead
 from .pixel_decoder_deformable import DeformableMemory, DeformablePixelDecoder
 from .pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
+from .pixel_decoder_light import LightPixelDecoder
 from .point_criterion import PointCriterion
 from .query_decoder_anchored import AnchoredQueryDecoder
 from .query_decoder_location import LocationQueryDecoder
@@ -51,6 +52,8 @@ def build_pixel_decoder(config: HfMaskFormerConfig, channels: list[int]) -> nn.M
     sizes = _fields(config, "pixel_decoder", "dim", "layers", "heads", "ffn_dim", "dropout")
     if config.pixel_decoder == "fpn_transformer":
         return TransformerFpnPixelDecoder(channels, mask_dim=config.mask_dim, **sizes)
+    if config.pixel_decoder == "light":
+        return LightPixelDecoder(channels, mask_dim=config.mask_dim, **sizes)
     if config.pixel_decoder == "deformable_memory":
         return DeformableMemory(channels, points=config.pixel_decoder_points, **sizes)
     return DeformablePixelDecoder(channels, mask_dim=config.mask_dim, points=config.pixel_decoder_points, **sizes)

@@ -70,8 +70,9 @@ class HfMaskFormerConfig(PreTrainedConfig):
         pixel_decoder: `"fpn"`; `"fpn_transformer"` (a transformer encoder on the coarsest map, MaskFormer's panoptic
             models, official code `TransformerEncoderPixelDecoder`); `"deformable"` (Mask2Former: multi-scale
             deformable attention over strides 8, 16, 32, then one pyramid step); `"deformable_memory"` (Panoptic
-            SegFormer: strides 8 to 64, and no per-pixel embedding).
-        pixel_decoder_layers: Encoder layers of `"fpn_transformer"` and `"deformable"`.
+            SegFormer: strides 8 to 64, and no per-pixel embedding); `"light"` (for real time: a transformer encoder
+            on the coarsest map, then a pyramid of depthwise-separable convolutions with batch norms).
+        pixel_decoder_layers: Encoder layers of `"fpn_transformer"`, `"deformable"` and `"light"`.
         pixel_decoder_points: Points that a head of deformable attention reads in each map.
         query_decoder: `"standard"`: DETR's decoder, post-norm, learned queries (sec. 3.3). `"anchored"`: things start
             from the pixels that look most like the middle of an object, each class of stuff from a learned query.
@@ -128,7 +129,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
     spatial_dims: int = 2
     image_size: list[int] | tuple[int, ...] = (512, 512)
 
-    pixel_decoder: Literal["fpn", "fpn_transformer", "deformable", "deformable_memory"] = "fpn"
+    pixel_decoder: Literal["fpn", "fpn_transformer", "deformable", "deformable_memory", "light"] = "fpn"
     pixel_decoder_dim: int = 256
     pixel_decoder_layers: int = 6
     pixel_decoder_heads: int = 8

@@ -29,6 +29,8 @@ def initialize(module: nn.Module, scheme: str = "published") -> None:
     """
     if isinstance(module, DeformableAttention):
         _initialize_deformable(module)
+    elif isinstance(module, nn.BatchNorm2d):
+        _initialize_batch_norm(module)
     elif isinstance(module, LocationQueryDecoder):  # its parts have been here before
         module.reset_published()
     elif scheme == "torch" and not isinstance(module, ObjectnessHead | AnchoredDotProductMaskHead):
@@ -94,6 +96,13 @@ def _initialize_deformable(module: DeformableAttention) -> None:
         init.zeros_(linear.weight)
     init.zeros_(module.attention_weights.bias)
     init.copy_(module.sampling_offsets.bias, module.initial_offsets())
+
+
+def _initialize_batch_norm(module: nn.BatchNorm2d) -> None:
+    for ones in (module.weight, module.running_var):
+        init.ones_(ones)
+    for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
+        init.zeros_(zeros)
 
 
 def _initialize_projection(projection: nn.Conv2d | nn.ConvTranspose2d) -> None:

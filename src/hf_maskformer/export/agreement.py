@@ -1,0 +1,70 @@
+"""Whether an exported file gives the numbers of the model it was made of."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_maskformer.export.examples import example_inputs
+from hf_maskformer.export.graph import SEMANTIC_MAP, LogitsGraph
+from hf_maskformer.model.postprocess import logits_per_image, semantic_map, semantic_scores
+
+TOLERANCE = 1e-3  # of logits, measured by the largest one where that is above 1
+LEAST_AGREEMENT = 0.999  # of the pixels of a map of classes: where two classes tie, rounding decides
+
+Run = Callable[[dict[str, Tensor]], Sequence[Tensor]]
+
+
+class ExportError(ValueError):
+    """The exported file differs from the model."""
+
+
+def check(run: Run, graph: LogitsGraph, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """The largest difference of each output over the batches; of a map of classes, the share of unequal pixels.
+
+    Raises:
+        ExportError: a difference is above what rounding explains; names the output, the size and the difference.
+    """
+    worst: dict[str, float] = {}
+    for inputs in batches:
+        with torch.no_grad():
+            expected = graph(**inputs)
+        for name, actual, wanted in zip(graph.outputs, run(inputs), expected, strict=True):
+            difference = _difference(name, actual, wanted, graph.model.config)
+            allowed = 1 - LEAST_AGREEMENT if name in SEMANTIC_MAP else TOLERANCE
+            if not difference <= allowed:  # also where it is not a number
+                images, _, height, width = inputs["pixel_values"].shape
+                raise ExportError(
+                    f"{name} of the exported file differs from the model's by {difference:.2g} "
+                    f"(allowed: {allowed:.0e}) for {images} images of {height}x{width}; no file was kept"
+                )
+            worst[name] = max(worst.get(name, 0.0), difference)
+    return worst
+
+
+def equal_pixels(reference: Any, model: Any, processor: Any, images: int = 8) -> float:
+    """Share of the pixels of built-in scenes, padding aside, whose most probable class is the same for both models."""
+    inputs = example_inputs(processor, None, images)
+    with torch.no_grad():
+        maps = [_class_maps(one(**inputs), processor.class_activation) for one in (reference, model)]
+    equal = [float((first == second).float().mean()) for first, second in zip(*maps, strict=True)]
+    return sum(equal) / len(equal)
+
+
+def _class_maps(outputs: Any, activation: str) -> list[Tensor]:
+    """The label of each pixel of the image part, at the size of the mask logits."""
+    return [
+        semantic_map(semantic_scores(class_logits, mask_logits, activation), size, extent)
+        for class_logits, mask_logits, size, extent in logits_per_image(outputs, None)
+    ]
+
+
+def _difference(name: str, actual: Tensor, wanted: Tensor, config: Any) -> float:
+    if actual.shape != wanted.shape:
+        return float("nan")
+    if name in SEMANTIC_MAP:
+        return float((actual != wanted).float().mean())
+    if name.startswith("masks") and config.query_decoder == "location":  # logits of clamped values
+        actual, wanted = actual.sigmoid(), wanted.sigmoid()
+    return float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
