@@ -17,6 +17,7 @@ from hf_maskformer.model.mask_head import (
 from hf_maskformer.model.pixel_decoder_fpn import FpnPixelDecoder, TransformerFpnPixelDecoder
 from hf_maskformer.model.position_encoding import SinePositionEncoding2d
 from hf_maskformer.model.query_decoder_standard import StandardQueryDecoder
+from model import variant_tester as tester
 
 
 def feature_maps() -> list[torch.Tensor]:
@@ -128,6 +129,24 @@ def test_located_head_adds_the_place():
     assert codes.shape == (4 * PLACE_FREQUENCIES, 4, 8)
     assert codes[2 * PLACE_FREQUENCIES, 1, 3].item() == pytest.approx(math.sin(math.pi * x), abs=1e-6)
     torch.testing.assert_close(masks[0, 1, 1, 3], head.place(states)[0, 1] @ codes[:, 1, 3])
+
+
+@pytest.mark.parametrize("name", ["maskformer-r50", "maskformer-r50-panoptic"])
+def test_masks_by_kernels_equal_those_of_the_embedding(name):
+    config = tester.tiny(name, num_queries=5, mask_dim=8)
+    model = tester.build(config).double().eval()
+    projected = []
+    model.model.pixel_decoder.mask_projection.register_forward_hook(lambda *_: projected.append(1))
+    inputs = tester.unlabelled(tester.batch(config, size=(64, 96)))
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    expected = model(**inputs).masks_queries_logits
+    assert len(projected) == 1
+    with torch.no_grad():
+        found = model(**inputs)
+        assert len(projected) == 1
+        model(**inputs, output_hidden_states=True)
+    assert len(projected) == 2
+    torch.testing.assert_close(found.masks_queries_logits, expected, atol=1e-10, rtol=1e-10)
 
 
 def test_feed_forward_in_rows_equals_the_whole(monkeypatch):

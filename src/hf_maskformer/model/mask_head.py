@@ -93,6 +93,24 @@ class AnchoredDotProductMaskHead(DotProductMaskHead):
         return logits + rows[..., :, None] + columns[..., None, :]
 
 
+def masks_by_convolution(
+    states: Tensor, features: Tensor, anchors: Tensor | None = None, *, head: DotProductMaskHead, projection: nn.Conv2d
+) -> Tensor:
+    """The masks of a dot product with `projection(features)`, without the projected map: (B, Q, H, W).
+
+    A convolution is linear, so query and projection make a kernel for each mask: less work than projecting as soon as
+    there are fewer queries than embedding dimensions. `features` (B, C, H, W).
+    """
+    queries = head.query_factor(states)  # (B, Q, E)
+    kernels = torch.einsum("bqe,ecij->bqcij", queries, projection.weight)
+    offsets = queries @ projection.bias if projection.bias is not None else queries.new_zeros(queries.shape[:2])
+    masks = [
+        F.conv2d(image[None], kernel, offset, padding=projection.padding)
+        for image, kernel, offset in zip(features, kernels, offsets, strict=True)
+    ]
+    return torch.cat(masks)
+
+
 def mask_products(queries: Tensor, pixels: Tensor) -> Tensor:
     """(B, Q, F), (B, F, H, W) -> (B, Q, H, W)"""
     return torch.einsum("bqf,bfhw->bqhw", queries, pixels)

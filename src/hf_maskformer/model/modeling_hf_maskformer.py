@@ -10,6 +10,7 @@ Contracts between the parts (letters: B batch, Q queries, N segments, C channels
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,14 +35,11 @@ from .inference_optimization import optimize
 from .initialization import initialize
 from .input_checks import check_inputs, check_targets, refuse_unknown_arguments
 from .location_criterion import LocationCriterion
+from .mask_head import masks_by_convolution
 from .official import load_official, official_source, save_official
 from .outputs import HfMaskFormerForUniversalSegmentationOutput, HfMaskFormerModelOutput, valid_extent
 from .point_criterion import PointCriterion
 from .query_decoder_standard import LayerPrediction
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class HfMaskFormerPreTrainedModel(PreTrainedModel):
@@ -177,26 +175,39 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         all_layers: bool,
         need_weights: bool = False,
         full_masks: bool = True,
+        keep_features: bool = True,
     ) -> tuple[list[LayerPrediction], Tensor]:
         """Predictions of all layers (or of the last) and the per-pixel embedding (B, E, H/4, W/4).
 
-        With `full_masks` False a decoder whose masks the loss makes itself leaves out those of the earlier layers.
+        With `full_masks` False a decoder whose masks the loss makes itself leaves out those of the earlier layers;
+        with `keep_features` False the embedding may never be made, and the second result is of no use.
         """
         check_inputs(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         padding = None if pixel_mask is None else pixel_mask == 0
         features = self.backbone(pixel_values.to(self.dtype))
-        mask_features, memory = self.pixel_decoder(features, padding)
+        decoder: Any = self.pixel_decoder
+        mask_head: Any = self.mask_head
+        by_kernels = not keep_features and not all_layers and self._projects_by_kernels()
+        mask_features, memory = decoder(features, padding, **({"project": False} if by_kernels else {}))
+        if by_kernels:
+            mask_head = partial(masks_by_convolution, head=mask_head, projection=decoder.mask_projection)
         predictions = self.query_decoder(
             memory,
             mask_features,
             padding,
             class_head=self.class_head,
-            mask_head=self.mask_head,
+            mask_head=mask_head,
             all_layers=all_layers,
             need_weights=need_weights,
             **self._further_decoder_arguments(pixel_values, full_masks=full_masks),
         )
         return predictions, mask_features
+
+    def _projects_by_kernels(self) -> bool:
+        """Whether one prediction's masks are cheaper without the per-pixel embedding, see `masks_by_convolution`."""
+        parts = (self.config.pixel_decoder[:3], self.config.query_decoder, self.config.mask_head)
+        fits = parts == ("fpn", "standard", "dot_product") and self.config.num_queries < self.config.mask_dim
+        return fits and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def _further_decoder_arguments(self, pixel_values: Tensor, *, full_masks: bool) -> dict[str, Any]:
         """What only some query decoders ask for."""
@@ -219,7 +230,11 @@ class HfMaskFormerModel(HfMaskFormerPreTrainedModel):
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         predictions, mask_features = self.predict(
-            pixel_values, pixel_mask, all_layers=bool(hidden or weights), need_weights=bool(weights)
+            pixel_values,
+            pixel_mask,
+            all_layers=bool(hidden or weights),
+            need_weights=bool(weights),
+            keep_features=bool(hidden),
         )
         output = HfMaskFormerModelOutput(
             class_queries_logits=predictions[-1].class_logits,
@@ -288,6 +303,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             all_layers=bool(supervise_all or hidden or weights or output_auxiliary_logits),
             need_weights=bool(weights),
             full_masks=bool(output_auxiliary_logits) or mask_labels is None or self.config.criterion == "dense",
+            keep_features=mask_labels is not None,
         )
         loss, loss_dict, layer_losses = None, None, None
         if mask_labels is not None and class_labels is not None:

@@ -30,18 +30,24 @@ class FpnPixelDecoder(nn.Module):
         self.mask_projection = nn.Conv2d(dim, mask_dim, kernel_size=3, padding=1)
         self.memory_channels = [dim, dim, coarsest]
 
-    def forward(self, features: list[Tensor], padding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """`features` fine to coarse; `padding` (B, H, W) of the image is not needed by convolutions."""
-        return self._merge(features, features[-1])
+    def forward(
+        self, features: list[Tensor], padding: Tensor | None, *, project: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`features` fine to coarse; `padding` (B, H, W) of the image is not needed by convolutions.
 
-    def _merge(self, features: list[Tensor], coarsest: Tensor) -> tuple[Tensor, list[Tensor]]:
+        With `project` False the first result is what `mask_projection` would make the embedding of.
+        """
+        return self._merge(features, features[-1], project=project)
+
+    def _merge(self, features: list[Tensor], coarsest: Tensor, *, project: bool) -> tuple[Tensor, list[Tensor]]:
         merged = self.stem(coarsest)
         memory = [coarsest]
         for lateral, output, feature in zip(self.laterals, self.outputs, reversed(features[:-1]), strict=True):
             upsampled = F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
             merged = output(lateral(feature) + upsampled)  # (B, C, H_l, W_l)
             memory.insert(0, merged)
-        return self.mask_projection(merged), memory[1:]  # (B, E, H/4, W/4), strides 8, 16, 32
+        # (B, E, H/4, W/4), strides 8, 16, 32
+        return self.mask_projection(merged) if project else merged, memory[1:]
 
 
 class TransformerFpnPixelDecoder(FpnPixelDecoder):
@@ -57,7 +63,9 @@ class TransformerFpnPixelDecoder(FpnPixelDecoder):
             TransformerEncoderLayer(dim, heads=heads, ffn_dim=ffn_dim, dropout=dropout) for _ in range(layers)
         )
 
-    def forward(self, features: list[Tensor], padding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, features: list[Tensor], padding: Tensor | None, *, project: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
         """As in the base class; attention ignores the cells of the coarsest map that `padding` (B, H, W) marks."""
         projected = self.input_projection(features[-1])  # (B, C, h, w)
         height, width = projected.shape[-2:]
@@ -68,4 +76,4 @@ class TransformerFpnPixelDecoder(FpnPixelDecoder):
         for layer in self.layers:
             states = layer(states, positions, None if padding is None else padding.flatten(1))
         encoded = states.transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
-        return self._merge(features, encoded)
+        return self._merge(features, encoded, project=project)
