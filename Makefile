@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
+# Every test runs on one thread; a file's tests stay together.
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: install quickstart test test-all test-minimum check format clean
 
@@ -19,7 +21,7 @@ quickstart: install
 	$(BIN)/hf-maskformer quickstart --output-dir runs/quickstart
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow" $(TESTS)
 
 # The oldest supported transformers, beside the torch of .venv; run before a release.
 test-minimum: install
@@ -27,7 +29,7 @@ test-minimum: install
 	PYTHONPATH=.minimum $(BIN)/python -m pytest -q -m "not slow" $(TESTS)
 
 test-all: install
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q $(WORKERS) $(TESTS)
 
 # Style, types, and the tests of what changed since the last commit (all that mirror a changed room).
 check: install
