@@ -1,16 +1,13 @@
-"""Losses, matching and the normaliser: exact values on hand-sized cases, and bad input."""
+"""The criterion, matching and the normaliser: exact values on hand-sized cases, and bad input."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from hf_maskformer.model import losses
 from hf_maskformer.model.criterion import Criterion, loss_normalizer
-from hf_maskformer.model.losses import MaskLosses, class_loss, pairwise_mask_costs, pixel_loss
+from hf_maskformer.model.losses import pairwise_mask_costs
 from hf_maskformer.model.matcher import match_fixed, match_hungarian
 from hf_maskformer.model.targets import average_masks, paint_labels, resize_masks
 
@@ -46,104 +43,6 @@ def batch(seed=0, counts=(2, 0), queries=4, layers=2, size=(8, 8), dtype=torch.f
         "pixel_logits": None,
         "normalizer": torch.ones(3),
     }
-
-
-# --- losses on hand-sized cases --------------------------------------------------------------------------------------
-
-
-def mask_losses(logits, targets, valid=None, *, alpha=0.25, gamma=2.0):
-    """Focal and dice loss of rows of pixels (M, P), each with a target and weights of its own."""
-    index = torch.arange(len(logits))
-    weights = None if valid is None else valid[:, None]
-    return MaskLosses.apply(logits[:, None], targets[:, None], weights, index, index, alpha, gamma)
-
-
-def plain_mask_losses(logits, targets, valid, *, alpha, gamma):
-    """By their definitions, on (M, P)."""
-    p = logits.sigmoid()
-    entropy = -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits))
-    agreement = p * targets + (1 - p) * (1 - targets)
-    focal = (alpha * targets + (1 - alpha) * (1 - targets)) * entropy * (1 - agreement) ** gamma
-    overlap, areas = (p * targets * valid).sum(1), ((p + targets) * valid).sum(1)
-    return torch.stack([(focal * valid).sum(1) / valid.sum(1).clamp(min=1), 1 - (2 * overlap + 1) / (areas + 1)])
-
-
-def test_focal_loss_of_an_undecided_pixel():
-    # p = 0.5: CE = ln 2, (1 - p_t)^2 = 1/4; alpha 1/4 for the positive, 3/4 for the negative pixel
-    loss = mask_losses(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))[0]
-    assert loss.item() == pytest.approx((0.25 + 0.75) * 0.25 * math.log(2) / 2, abs=1e-7)
-
-
-def test_focal_loss_leaves_out_padding():
-    logits, targets = torch.tensor([[0.0, 50.0]]), torch.tensor([[1.0, 0.0]])
-    loss = mask_losses(logits, targets, torch.tensor([[1.0, 0.0]]))[0]
-    assert loss.item() == pytest.approx(0.25 * 0.25 * math.log(2), abs=1e-7)
-
-
-def test_dice_loss_by_hand():
-    # p = (0.5, 0.5), g = (1, 0): 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
-    loss = mask_losses(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))[1]
-    assert loss.item() == pytest.approx(1 - 2 / 3, abs=1e-7)
-
-
-def test_losses_of_a_perfect_and_of_an_empty_mask_are_zero():
-    sure = torch.tensor([[100.0, -100.0]], requires_grad=True)
-    for logits, target in ((sure, torch.tensor([[1.0, 0.0]])), (-sure.abs(), torch.zeros(1, 2))):
-        losses = mask_losses(logits, target)
-        assert losses.flatten().tolist() == pytest.approx([0, 0], abs=1e-6)
-        assert torch.autograd.grad(losses.sum(), sure)[0].abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 2.5])
-@pytest.mark.parametrize("numbers_at_once", [1, 3 * 48, 2**17])
-@pytest.mark.parametrize("kind", ["bool", "fractional", "weighted", "own size"])
-def test_mask_losses_equal_their_definitions(kind, numbers_at_once, gamma, monkeypatch):
-    monkeypatch.setattr(losses, "NUMBERS_AT_ONCE", numbers_at_once)
-    generator = torch.Generator().manual_seed(0)
-    rand = partial(torch.rand, generator=generator, dtype=torch.float64)
-    size = (3, 4) if kind == "own size" else (6, 8)
-    logits = (rand(7, 3, 4) * 12 - 6).requires_grad_()
-    targets = rand(5, *size) if kind == "fractional" else rand(5, *size) > 0.5
-    valid = rand(2, *size) if kind == "weighted" else None
-    target, image = torch.tensor([4, 0, 0, 2, 1, 3, 4]), torch.tensor([0, 0, 0, 1, 1, 1, 1])
-    found = MaskLosses.apply(logits, targets, valid, target, image, 0.25, gamma)
-    resized = logits if kind == "own size" else F.interpolate(logits[:, None], size=size, mode="bilinear")[:, 0]
-    weights = torch.ones(7, size[0] * size[1]).double() if valid is None else valid[image].flatten(1)
-    expected = plain_mask_losses(
-        resized.flatten(1), targets[target].double().flatten(1), weights, alpha=0.25, gamma=gamma
-    )
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    above = rand(2, 7)
-    gradients = [torch.autograd.grad((above * value).sum(), logits)[0] for value in (found, expected)]
-    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
-
-
-def test_pairwise_costs_equal_the_losses_of_each_pair():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 10, generator=generator, dtype=torch.float64)
-    valid = torch.ones(2, 10, dtype=torch.float64)
-    valid[1, 7:] = 0
-    targets = (torch.rand(2, 4, 10, generator=generator) > 0.5).double() * valid[:, None]
-    focal, dice = pairwise_mask_costs(logits, targets, valid, alpha=0.25, gamma=2.0)
-    for image in range(2):
-        for query in range(3):
-            for segment in range(4):
-                pair = logits[image, query][None], targets[image, segment][None], valid[image][None]
-                expected = plain_mask_losses(*pair, alpha=0.25, gamma=2.0).flatten().tolist()
-                found = [focal[image, query, segment].item(), dice[image, query, segment].item()]
-                assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_class_loss_weighs_no_object():
-    logits = torch.zeros(1, 2, 3)
-    loss = class_loss(logits, torch.tensor([[0, 2]]), no_object_weight=0.1)
-    assert loss.tolist() == [pytest.approx([math.log(3), 0.1 * math.log(3)], abs=1e-6)]
-
-
-def test_pixel_loss_averages_each_image_over_its_labelled_pixels():
-    logits = torch.zeros(2, 4, 1, 3)
-    labels = torch.tensor([[[0, -1, 2]], [[-1, -1, -1]]])
-    assert pixel_loss(logits, labels).tolist() == pytest.approx([math.log(4), 0.0])
 
 
 # --- matching --------------------------------------------------------------------------------------------------------

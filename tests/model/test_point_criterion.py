@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_maskformer.model import losses, point_criterion
+from hf_maskformer.model import point_criterion
 from hf_maskformer.model.losses import PairSums
 from hf_maskformer.model.mask_head import DotProductMaskHead, LocatedDotProductMaskHead
 from hf_maskformer.model.point_criterion import PointCriterion
@@ -147,84 +147,6 @@ def recorded_matches(monkeypatch) -> list:
 
     monkeypatch.setattr(PointCriterion, "_assign", kept)
     return found
-
-
-# --- sums of pairs ---------------------------------------------------------------------------------------------------
-
-
-def pair_costs(logits: Tensor, targets: Tensor, chunks: list[int]) -> tuple[Tensor, Tensor]:
-    """Of the logits as products of unit queries with embeddings."""
-    sums = PairSums(torch.eye(len(logits), dtype=logits.dtype), len(targets))
-    for some, wanted in zip(logits.split(chunks, 1), targets.split(chunks, 1), strict=True):
-        sums.add(some, wanted)
-    return sums.costs(logits.shape[1])
-
-
-def direct_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice of every pair, by their definitions: (R, N) each."""
-    x, t = logits[:, None], targets[None]
-    bce = (x.clamp(min=0) - x * t + torch.log1p(torch.exp(-x.abs()))).mean(-1)
-    p = 1 / (1 + torch.exp(-x))
-    return bce, 1 - (2 * (p * t).sum(-1) + 1) / (p.sum(-1) + t.sum(-1) + 1)
-
-
-@pytest.mark.parametrize("chunks", [[200], [64, 128, 8], [1, 63, 65, 71], [77, 123], [1] * 200], ids=len)
-@pytest.mark.parametrize("scale", [1.0, 30.0, 200.0])
-def test_pair_sums_are_cross_entropy_and_dice_however_the_points_come(scale, chunks):
-    generator = torch.Generator().manual_seed(0)
-    logits = scale * torch.randn(5, 200, generator=generator, dtype=torch.float64).clamp(-1, 1)
-    if scale == 200:
-        logits = 200 * logits.sign()  # as sure as a float can be, rightly and wrongly
-    targets = torch.rand(3, 200, generator=generator, dtype=torch.float64)
-    targets[:2] = targets[:2].round()
-    for cost, expected in zip(pair_costs(logits, targets, chunks), direct_costs(logits, targets), strict=True):
-        assert cost.shape == (5, 3)
-        assert cost.isfinite().all()
-        torch.testing.assert_close(cost, expected, atol=1e-12, rtol=1e-12)
-
-
-def test_pair_sums_by_hand():
-    exact = partial(torch.tensor, dtype=torch.float64)
-    logits = exact([[0.0, np.log(3.0)]])  # probabilities 1/2 and 3/4
-    bce, dice = pair_costs(logits, exact([[1.0, 0.0], [0.0, 0.0]]), [1, 1])
-    torch.testing.assert_close(bce, exact([[np.log(8) / 2, np.log(8) / 2]]), atol=1e-12, rtol=0)
-    torch.testing.assert_close(dice, exact([[1 - 2 / 3.25, 1 - 1 / 2.25]]), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("points", [64, 127, 512])
-def test_pair_sums_in_float32_where_products_are_smallest(points):
-    """At logits of 0 every factor of a product is one half."""
-    bce, dice = pair_costs(torch.zeros(2, points), torch.ones(1, points), [points])
-    torch.testing.assert_close(bce, torch.full((2, 1), float(np.log(2))), atol=1e-6, rtol=0)
-    torch.testing.assert_close(dice, torch.full((2, 1), 1 - (points + 1) / (1.5 * points + 1)), atol=1e-6, rtol=0)
-
-
-# --- losses at points ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("numbers_at_once", [1, 40, 2**17])
-@pytest.mark.parametrize("scale", [1.0, 40.0])
-def test_point_losses_are_cross_entropy_and_dice(numbers_at_once, scale, monkeypatch):
-    monkeypatch.setattr(losses, "NUMBERS_AT_ONCE", numbers_at_once)
-    generator = torch.Generator().manual_seed(0)
-    logits = (scale * torch.randn(7, 12, generator=generator, dtype=torch.float64)).requires_grad_()
-    wanted = torch.rand(7, 12, generator=generator, dtype=torch.float64)
-    wanted[:4] = wanted[:4].round()
-    weights = torch.rand(2, 7, generator=generator, dtype=torch.float64)
-    found = losses.PointLosses.apply(logits, wanted)
-    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
-    p = logits.sigmoid()
-    expected = torch.stack([bce, 1 - (2 * (p * wanted).sum(1) + 1) / (p.sum(1) + wanted.sum(1) + 1)])
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    gradients = [torch.autograd.grad((weights * value).sum(), logits)[0] for value in (found, expected)]
-    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
-
-
-def test_point_losses_of_nothing():
-    logits = torch.zeros(0, 5, requires_grad=True)
-    found = losses.PointLosses.apply(logits, torch.zeros(0, 5))
-    assert found.shape == (2, 0)
-    assert torch.autograd.grad(found.sum(), logits)[0].shape == (0, 5)
 
 
 # --- the whole loss --------------------------------------------------------------------------------------------------
