@@ -36,6 +36,7 @@ RECIPE: dict[str, Any] = {
     "task": "panoptic",
     "dataset_options": {"image_size": 64, "length": 24},
     "val_dataset_options": {"image_size": 64, "length": 16},
+    "tracker": None,  # its files are named after the time of day
     "config_overrides": {
         "backbone_config": {
             "model_type": "resnet",
