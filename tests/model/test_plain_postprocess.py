@@ -157,6 +157,23 @@ def test_small_chunks_change_nothing(kind, monkeypatch):
     assert whole[2] == parts[2]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_panoptic_segments_are_the_same_by_cells_and_by_rows(kind, monkeypatch):
+    classes, masks = logits_like(kind, (13, 17))
+    by_rows = []
+    real = postprocess._winning_queries_by_bands
+    monkeypatch.setattr(postprocess, "_winning_queries_by_bands", lambda *args: by_rows.append(1) or real(*args))
+    settings = {"target_size": (61, 83), "extent": (0.9, 1.0), "threshold": 0.1, "overlap_mask_area_threshold": 0.1}
+    results = []
+    for most_open in (0.0, float("inf")):
+        monkeypatch.setattr(postprocess, "MOST_OPEN", most_open)
+        results.append(postprocess.panoptic_segments(classes, masks, **settings))
+    assert len(by_rows) == 1
+    assert torch.equal(results[0]["segmentation"], results[1]["segmentation"])
+    assert results[0]["segments_info"] == results[1]["segments_info"]
+    assert results[0]["segments_info"]
+
+
 def assert_maps_of_transformers(outputs: ModelOutput, size: tuple[int, int]) -> None:
     """Pixel by pixel, except where the two best scores are nearly equal."""
     sizes = [size] * len(outputs.class_queries_logits)

@@ -73,6 +73,11 @@ class CellGrid:
             pixels >= MIN_PIXELS_PER_CELL * cells
         )
 
+    @property
+    def patch_size(self) -> int:
+        """Pixels of a patch, which is as large as the largest cell."""
+        return self.rows.pixels.shape[0] * self.columns.pixels.shape[0]
+
     def crop(self, maps: Tensor) -> Tensor:
         """The cells of (h, w, ...) maps that hold image."""
         return maps[: self.shape[0], : self.shape[1]]
@@ -105,8 +110,7 @@ class CellGrid:
 
     def chunks(self, cells: Tensor, floats_per_cell: int = 0) -> Iterator["CellPatches"]:
         """Cells (n,) in parts whose patches and `floats_per_cell` further float32 stay within the chunk's bytes."""
-        patch = self.rows.pixels.shape[0] * self.columns.pixels.shape[0]
-        count = max(1, chunk_bytes(cells.device) // (4 * (8 * patch + floats_per_cell)))
+        count = max(1, chunk_bytes(cells.device) // (4 * (8 * self.patch_size + floats_per_cell)))
         for start in range(0, len(cells), count):  # `split` would give one empty part of none
             yield CellPatches(self, cells[start : start + count])
 

@@ -24,11 +24,14 @@ from torch import Tensor
 from .cell_grid import CellGrid, best_in_cells, chunk_bytes
 from .mask_codes import logit, mask_codes
 from .masks import rle_runs
-from .resampling import FULL_EXTENT, native_size, resize_maps
+from .resampling import FULL_EXTENT, native_size, resize_columns, resize_maps
 
 CHUNK_BYTES = 64 * 2**20  # of maps that are resized as a whole, because the target is hardly larger
 SCORE_DECIMALS = 6
 ROWS_AT_ONCE = 64  # of the photo, where a map is rewritten
+# Of all pairs of a pixel and a mask, the part from which on interpolating them cell by cell is slower than all in rows.
+MOST_OPEN = 0.5
+ARRAYS_OF_A_BAND = 8  # float32 arrays that are in use at one time for some rows of the photo
 
 
 def output_field(outputs: Any, name: str) -> Any:
@@ -155,8 +158,7 @@ def panoptic_segments(
         return {"segmentation": segmentation, "segments_info": []}
 
     grid = CellGrid((mask_logits.shape[1], mask_logits.shape[2]), size, extent, scores)
-    winning = _winning_queries_by_cells if grid.is_coarse else _winning_queries
-    winner, visible, areas = winning(mask_logits[keep].float(), scores, grid, logit(mask_threshold))
+    winner, visible, areas = _winning_queries(mask_logits[keep].float(), scores, grid, logit(mask_threshold))
     kept = (visible > 0) & (visible >= overlap_mask_area_threshold * areas)
     segment_of_query = torch.zeros(len(scores) + 1, dtype=torch.int32)  # entry 0 is void
     segments = SegmentList(label_ids_to_fuse)
@@ -291,9 +293,11 @@ def best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:
 Winning = tuple[Tensor, Tensor, Tensor]
 
 
-def _winning_queries_by_cells(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
-    """A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the
+def _winning_queries(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
+    """By cells where that is less work than resizing every mask. A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the
     mask of one that is inside (outside) at all corners has all (none) of its pixels. Only the rest is interpolated."""
+    if not grid.is_coarse:
+        return _winning_queries_by_bands(mask_logits, scores, grid, border)
     maps = grid.crop(mask_logits.permute(1, 2, 0)).contiguous()  # (cells high, cells wide, N)
     lowest, highest = (grid.corner_extreme(maps, extreme) for extreme in (torch.minimum, torch.maximum))
     whole, touched = lowest >= border, highest >= border
@@ -304,6 +308,10 @@ def _winning_queries_by_cells(mask_logits: Tensor, scores: Tensor, grid: CellGri
     cell_winner = torch.where(void, 0, leader + 1)  # (cells high, cells wide)
     pixels = grid.pixel_counts()
     contested = ~owned & ~void & (pixels > 0)
+    crossed = touched & ~whole & (pixels > 0)[..., None]
+    open_pairs = (contenders & contested[..., None]).count_nonzero() + crossed.count_nonzero()
+    if int(open_pairs) * grid.patch_size > MOST_OPEN * len(scores) * grid.size[0] * grid.size[1]:
+        return _winning_queries_by_bands(mask_logits, scores, grid, border)
     visible = torch.bincount(
         cell_winner.view(-1), pixels.masked_fill(contested, 0).view(-1).double(), minlength=len(scores) + 1
     )
@@ -320,14 +328,14 @@ def _winning_queries_by_cells(mask_logits: Tensor, scores: Tensor, grid: CellGri
     for patches, winner in best_in_cells(grid, flat, cells, contenders_in, rating):
         patches.write(result, winner)
         visible += torch.bincount(winner[patches.occupied()], minlength=len(visible))
-    return result, visible[1:], _areas(grid, flat, whole, touched & ~whole, border)
+    return result, visible[1:], _areas(grid, flat, whole, crossed, border)
 
 
 def _areas(grid: CellGrid, maps: Tensor, whole: Tensor, crossed: Tensor, border: float) -> Tensor:
     """Pixels of each of N masks (N,) float64: of logits (cells, N), the cells that are all inside, and those that the
     outline crosses (both (cells high, cells wide, N) bool), of which the pixels are interpolated."""
     areas = grid.pixel_sum(whole)
-    cells, queries = (crossed & (grid.pixel_counts() > 0)[..., None]).view(-1, maps.shape[1]).nonzero().unbind(1)
+    cells, queries = crossed.view(-1, maps.shape[1]).nonzero().unbind(1)
     start = 0
     for patches in grid.chunks(cells):
         query = queries[start : start + len(patches.cells)]
@@ -337,21 +345,37 @@ def _areas(grid: CellGrid, maps: Tensor, whole: Tensor, crossed: Tensor, border:
     return areas
 
 
-def _winning_queries(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
-    """By resizing every mask, for targets that have hardly more pixels than cells."""
-    size, extent = grid.size, grid.extent
-    best_value = mask_logits.new_full(size, -1.0)
-    winner = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
-    areas = []
-    for start, chunk in _resized_chunks(mask_logits, size, extent):  # (N, H, W)
-        masks = chunk >= border
-        areas.append(masks.flatten(1).sum(dim=1, dtype=torch.int32))  # several times faster than to int64
-        value, index = (chunk.sigmoid() * scores[start : start + len(chunk), None, None]).max(dim=0)
-        inside = masks.gather(0, index[None])[0]
-        winner = torch.where(value > best_value, ((index + start + 1) * inside).int(), winner)
-        best_value = torch.maximum(best_value, value)
+def _winning_queries_by_bands(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
+    """By resizing every mask, some rows of the photo at a time: for targets that have hardly more pixels than cells,
+    and for masks of which nearly nothing can be ruled out."""
+    height, width = grid.size
+    (top, bottom, row_weights), columns = grid.rows.samples, grid.columns.samples
+    winner = torch.zeros((height, width), dtype=torch.int32, device=mask_logits.device)
+    areas = torch.zeros(len(scores), dtype=torch.int64, device=mask_logits.device)
+    count = max(1, chunk_bytes(mask_logits.device) // (4 * ARRAYS_OF_A_BAND * width))
+    for start in range(0, height, count):
+        rows = slice(start, min(height, start + count))
+        first = int(top[start])
+        read = mask_logits[:, first : int(bottom[rows][-1]) + 1]
+        above, below, weights = top[rows] - first, bottom[rows] - first, row_weights[rows, None]
+        winning = winner[rows]
+        best = mask_logits.new_full(winning.shape, -1.0)
+        best_logit = mask_logits.new_full(winning.shape, -math.inf)
+        logits, value = torch.empty_like(best), torch.empty_like(best)  # written anew by each query
+        mark = torch.empty_like(best, dtype=torch.bool)
+        for query, wide in enumerate(resize_columns(read, columns)):
+            torch.index_select(wide, 0, above, out=logits)
+            torch.index_select(wide, 0, below, out=value)
+            torch.lerp(logits, value, weights, out=logits)
+            areas[query] += torch.ge(logits, border, out=mark).count_nonzero()
+            torch.sigmoid(logits, out=value).mul_(scores[query])
+            better = torch.gt(value, best, out=mark)
+            winning.masked_fill_(better, query + 1)
+            torch.where(better, logits, best_logit, out=best_logit)
+            torch.maximum(best, value, out=best)
+        winning.masked_fill_(best_logit < border, 0)
     visible = torch.bincount(winner.flatten(), minlength=len(scores) + 1)[1:]
-    return winner, visible.double(), torch.cat(areas).double()
+    return winner, visible.double(), areas.double()
 
 
 def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Iterator[tuple[int, Tensor]]:

@@ -59,10 +59,16 @@ def sample_positions(length: int, target: int, extent: float, like: Tensor) -> S
 
 def resample(maps: Tensor, rows: Samples, columns: Samples) -> Tensor:
     """Read (N, h, w) maps between the cells of `rows` and `columns`: (N, H, W)."""
-    (top, bottom, row_weight), (left, right, column_weight) = rows, columns
+    top, bottom, row_weight = rows
     # Columns first: they are slow to gather, and the maps are still small. Rows are copied whole.
-    wide = torch.lerp(maps.index_select(2, left), maps.index_select(2, right), column_weight)  # (N, h, W)
+    wide = resize_columns(maps, columns)
     return torch.lerp(wide.index_select(1, top), wide.index_select(1, bottom), row_weight[:, None])  # (N, H, W)
+
+
+def resize_columns(maps: Tensor, columns: Samples) -> Tensor:
+    """Read (N, h, w) maps between the cells of `columns` alone: (N, h, W)."""
+    left, right, weight = columns
+    return torch.lerp(maps.index_select(2, left), maps.index_select(2, right), weight)
 
 
 def mask_windows(inside: Tensor, rows: Samples, columns: Samples) -> list[Window]:
