@@ -5,6 +5,7 @@ stay, widths and depths shrink, and what works against learning by heart (dropou
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,18 @@ from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.presets import PRESETS, image_processor_for, list_presets, preset
 
-SIDE = 192
-WIDE_SIDE = 320  # of Panoptic SegFormer: its masks have a cell for 8 pixels, those of all others for 4
-NUCLEI_WINDOW = 96  # pixels of the original, enlarged: nuclei of 10 pixels have masks of 4 to 5 cells
-SMALLEST = 0.0027  # part of the picture; smaller pieces are void
+
+@dataclass(frozen=True)
+class Pictures:
+    """How large the images are, in pixels: a mask's border is as sharp as its cells are small beside the objects."""
+
+    side: int
+    nuclei_window: int  # of the original, enlarged to the side
+    smallest: int  # pixels at the side; smaller pieces are void
+
+
+PICTURES = Pictures(side=192, nuclei_window=96, smallest=100)  # masks have a cell for 4 pixels
+COARSE_PICTURES = Pictures(side=320, nuclei_window=64, smallest=640)  # for 8 pixels: Panoptic SegFormer
 STEPS, CHECK_EVERY = 800, 50
 WANTED = 0.9
 WIDTHS = [32, 64, 128, 256]
@@ -56,13 +65,13 @@ NARROW: dict[str, Any] = {
 }
 
 
-def side_of(name: str) -> int:
-    return WIDE_SIDE if name.startswith("panoptic-segformer") else SIDE
+def pictures_of(name: str) -> Pictures:
+    return COARSE_PICTURES if name.startswith("panoptic-segformer") else PICTURES
 
 
 def narrow(name: str, **overrides: Any) -> HfMaskFormerConfig:
     fields = PRESETS[name].fields
-    overrides["image_size"] = [side_of(name)] * 2
+    overrides["image_size"] = [pictures_of(name).side] * 2
     if "backbone" in fields:  # timm's are small as they are
         return preset(name, **{**NARROW, **overrides})
     small = {**fields["backbone_config"], **NARROW_BACKBONES[fields["backbone_config"]["model_type"]]}
@@ -78,19 +87,20 @@ def distinct_shapes() -> list[str]:
     return list(shapes.values())
 
 
-def resized(sample: Sample, window: tuple[int, int, int, int], side: int) -> Sample:
+def resized(sample: Sample, window: tuple[int, int, int, int], pictures: Pictures) -> Sample:
     """The window (left, top, right, bottom) of a sample at side x side."""
+    side, smallest = pictures.side, pictures.smallest
     image = Image.fromarray(sample.image).resize((side, side), Image.Resampling.BILINEAR, box=window)
     masks = [
         np.asarray(Image.fromarray(mask).crop(window).resize((side, side), Image.Resampling.NEAREST))
         for mask in sample.masks
     ]
-    keep = [index for index, mask in enumerate(masks) if mask.mean() >= SMALLEST and not sample.iscrowd[index]]
+    keep = [index for index, mask in enumerate(masks) if mask.sum() >= smallest and not sample.iscrowd[index]]
     stacked = np.stack([masks[index] for index in keep])
     return Sample(np.asarray(image), stacked, sample.class_labels[keep], image_id=sample.image_id)
 
 
-def real_images(shared_data: Path, cache: str, side: int) -> tuple[list[Sample], dict[int, str], list[int]]:
+def real_images(shared_data: Path, cache: str, pictures: Pictures) -> tuple[list[Sample], dict[int, str], list[int]]:
     """Two photographs and two pictures of nuclei, the classes that occur in them, and which of these are things."""
     found: list[tuple[str, bool, Sample, int]] = []  # class, thing?, sample, label in the sample
     samples = []
@@ -100,8 +110,8 @@ def real_images(shared_data: Path, cache: str, side: int) -> tuple[list[Sample],
         for index in range(2):
             sample = data.sample(index)
             height, width = sample.image.shape[:2]
-            window = (0, 0, width, height) if data is photographs else (0, 0, NUCLEI_WINDOW, NUCLEI_WINDOW)
-            sample = resized(sample, window, side)
+            window = (0, 0, width, height) if data is photographs else (0, 0, *[pictures.nuclei_window] * 2)
+            sample = resized(sample, window, pictures)
             samples.append(sample)
             spec = data.label_spec
             found += [
@@ -127,7 +137,7 @@ def reference(sample: Sample) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", distinct_shapes())
 def test_four_real_images_are_learned_by_heart(name, shared_data, tmp_path):
-    samples, id2label, things = real_images(shared_data, str(tmp_path), side_of(name))
+    samples, id2label, things = real_images(shared_data, str(tmp_path), pictures_of(name))
     label2id = {label: index for index, label in id2label.items()}
     torch.manual_seed(0)
     config = narrow(name, id2label=id2label, label2id=label2id, thing_label_ids=things)

@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetStage
-from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
+from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinPatchEmbeddings, SwinStage
 from transformers.utils.import_utils import is_timm_available
 
-from .backbone_swin import GatheringSwinLayer, RowwiseSwinMLP
+from .backbone_swin import FlatSwinPatchEmbeddings, GatheringSwinLayer, ViewingSwinStage, swin_feature_maps
 from .layers import group_count
 
 if is_timm_available():
@@ -34,7 +34,8 @@ class CheckpointedResNetStage(GradientCheckpointingLayer, ResNetStage):
 BETTER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     ResNetStage: CheckpointedResNetStage,
     SwinLayer: GatheringSwinLayer,
-    SwinMLP: RowwiseSwinMLP,
+    SwinPatchEmbeddings: FlatSwinPatchEmbeddings,
+    SwinStage: ViewingSwinStage,
 }
 
 
@@ -107,6 +108,8 @@ class Backbone(nn.Module):
         return [feature_map[..., :rows, :columns] for feature_map, (rows, columns) in zip(maps, sizes, strict=True)]
 
     def _run_body(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.body, SwinBackbone):
+            return swin_feature_maps(self.body, pixel_values)
         return self.body(pixel_values).feature_maps
 
     def train(self, mode: bool = True) -> "Backbone":

@@ -133,10 +133,43 @@ class ConvNormActivation(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
         self.norm = nn.GroupNorm(group_count(out_dim), out_dim)
-        self.activation = nn.ReLU() if activation else nn.Identity()
+        self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
+        self.pointwise = kernel_size == stride == 1
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(features)))
+        """`features` (B, C, H, W); maps of a backbone of tokens are views whose channels lie together."""
+        if self.pointwise and _has_channels_last(features) and is_plain(self.conv, nn.Conv2d):
+            features = pointwise(self.conv, features)
+        else:
+            features = self.conv(features.contiguous())
+        return self.activation(self.norm(features))
+
+
+def pointwise(conv: nn.Conv2d, features: Tensor) -> Tensor:
+    """A 1x1 convolution as a matrix product, which reads (B, C, H, W) as they lie and writes row by row.
+
+    A convolution of a map whose channels lie together would copy it first, or write the same order, which the next
+    norm and 3x3 convolution are slow with.
+    """
+    weight = conv.weight.flatten(1).expand(len(features), -1, -1)
+    product = torch.bmm(weight, features.flatten(2))  # (B, C', H * W)
+    if conv.bias is not None:
+        product = product + conv.bias[:, None]
+    return product.unflatten(2, features.shape[2:])
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does no more than its class says, so that its weights may be used in its place.
+
+    Adapters (PEFT), quantization and offloading replace the module, its forward, or hang hooks on it.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is kind and not hooked
+
+
+def _has_channels_last(features: Tensor) -> bool:
+    on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and features.stride(1) == 1 and features.shape[1] > 1
 
 
 class MLP(nn.Module):

@@ -5,6 +5,7 @@ Contract of every pixel decoder:
 The published code makes the per-pixel embedding with a 3x3 convolution (the paper says 1x1); we follow the code.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,11 +44,20 @@ class FpnPixelDecoder(nn.Module):
         merged = self.stem(coarsest)
         memory = [coarsest]
         for lateral, output, feature in zip(self.laterals, self.outputs, reversed(features[:-1]), strict=True):
-            upsampled = F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
-            merged = output(lateral(feature) + upsampled)  # (B, C, H_l, W_l)
+            merged = output(_add_upsampled(lateral(feature), merged))  # (B, C, H_l, W_l)
             memory.insert(0, merged)
         # (B, E, H/4, W/4), strides 8, 16, 32
         return self.mask_projection(merged) if project else merged, memory[1:]
+
+
+def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Fine map (B, C, H, W), which may be overwritten, plus the coarse one resized to it (nearest)."""
+    height, width = coarse.shape[-2:]
+    doubled = tuple(fine.shape[-2:]) == (2 * height, 2 * width)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not doubled:
+        return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+    fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])
+    return fine
 
 
 class TransformerFpnPixelDecoder(FpnPixelDecoder):

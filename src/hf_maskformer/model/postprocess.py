@@ -29,7 +29,7 @@ from .resampling import FULL_EXTENT, native_size, resize_columns, resize_maps
 CHUNK_BYTES = 64 * 2**20  # of maps that are resized as a whole, because the target is hardly larger
 SCORE_DECIMALS = 6
 ROWS_AT_ONCE = 64  # of the photo, where a map is rewritten
-# Of all pairs of a pixel and a mask, the part from which on interpolating them cell by cell is slower than all in rows.
+# Of all pairs of a pixel and a mask the part from which on interpolating them by cells is slower than all by rows.
 MOST_OPEN = 0.5
 ARRAYS_OF_A_BAND = 8  # float32 arrays that are in use at one time for some rows of the photo
 
@@ -294,8 +294,11 @@ Winning = tuple[Tensor, Tensor, Tensor]
 
 
 def _winning_queries(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
-    """By cells where that is less work than resizing every mask. A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the
-    mask of one that is inside (outside) at all corners has all (none) of its pixels. Only the rest is interpolated."""
+    """By cells where that is less work than resizing every mask.
+
+    A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the mask
+    of one that is inside (outside) at all corners has all (none) of its pixels. Only the rest is interpolated.
+    """
     if not grid.is_coarse:
         return _winning_queries_by_bands(mask_logits, scores, grid, border)
     maps = grid.crop(mask_logits.permute(1, 2, 0)).contiguous()  # (cells high, cells wide, N)
