@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from machine import machine
 from training_rows import commit_of
 
 from hf_maskformer.data.load import load
@@ -23,7 +23,6 @@ from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.export import export_model
 from hf_maskformer.export.examples import example_inputs
 from hf_maskformer.inference.checkpoint import load_checkpoint
-from hf_maskformer.training.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 AIMS = {"int8": 1.3}  # times as fast as float32
@@ -63,7 +62,7 @@ def main() -> None:
         "limit": arguments.limit,
         "threads": arguments.threads,
         "repeats": arguments.repeats,
-        "hardware": hardware(Accelerator(cpu=True)),
+        "hardware": machine(),
         "commit": commit_of(ROOT),
         "allowed_loss": MOST_LOSS,
         "rows": rows,

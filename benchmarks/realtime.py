@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
+from machine import machine
 from training_rows import commit_of
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.presets import image_processor_for, list_presets, preset
-from hf_maskformer.training.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "segformer-b0"
@@ -51,7 +50,7 @@ def main() -> None:
         "size": arguments.size,
         "threads": arguments.threads,
         "repeats": arguments.repeats,
-        "hardware": hardware(Accelerator(cpu=True)),
+        "hardware": machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit_of(ROOT),

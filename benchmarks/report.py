@@ -37,7 +37,7 @@ PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/paddi
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
 MEMBERS_PRESET = "mask2former-light"  # whose card holds these figures
 FAMILY = ""  # figures of all presets, which no card repeats
-ADE20K_LABELS, COCO_PANOPTIC_LABELS = 150, 133
+ADE20K_LABELS, COCO_PANOPTIC_LABELS, CAMVID_LABELS = 150, 133, 11
 COCO_THINGS = list(range(80))
 # Presets that the paper trained with COCO's 80 things and 53 classes of stuff, not with ADE20K.
 ON_COCO = ("maskformer-r50-panoptic", "mask2former-", "panoptic-segformer-")
@@ -87,10 +87,15 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
     """(preset, what was measured) -> lines of Markdown."""
     figures = {(QUICKSTART_PRESET, "quickstart"): quickstart(read("quickstart.json"))}
     for path in sorted(RESULTS.glob("train_compare_*.json")):
-        rows = read_rows(path)
-        ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
-        if ours is not None:
-            figures[ours, path.stem] = comparison(rows)
+        tables: dict[str, list[dict[str, Any]]] = {}  # of rows that were trained under the same conditions
+        for row in read_rows(path):
+            tables.setdefault(json.dumps(row["conditions"], sort_keys=True), []).append(row)
+        for rows in tables.values():
+            ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
+            if ours is not None:
+                figures[ours, f"{path.stem}, {rows[0]['conditions']['minutes']:g} minutes"] = comparison(
+                    rows, latencies()
+                )
     for data, trained in CONVERGENCE_PRESETS.items():
         rows = read_rows(RESULTS / f"convergence_{data}.json")
         if rows:
@@ -101,6 +106,15 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
         figures[FAMILY, "realtime"] = realtime(read("realtime.json"))
     figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
+
+
+def latencies() -> dict[str, float]:
+    """Milliseconds from the pixels of an image to its map, by preset or peer, for as many classes as CamVid has."""
+    if not (RESULTS / "realtime.json").exists():
+        return {}
+    rows = [row for row in read("realtime.json")["rows"] if row["labels"] == CAMVID_LABELS]
+    ours = {row["preset"]: row["ms"]["whole"] for row in rows}
+    return {**ours, "segformer": rows[0]["peer_ms"]["whole"]} if rows else {}
 
 
 def tool_figures() -> list[list[str]]:

@@ -12,7 +12,8 @@ is the most that the call's own tensors hold at one time, counted storage by sto
 allocated), `resident` the peak of the process's resident memory above that before the call (Linux).
 
 Suites:
-    forward: MaskFormer and Mask2Former with a Swin-T backbone and 100 queries on one image; the loss of two images
+    forward: MaskFormer and Mask2Former with a Swin-T backbone and 100 queries on one image, in bf16 too where the CPU
+        can; the loss of two images
         with 12 targets together, ten layers, from query states and per-pixel embedding to the gradients of both;
         deformable attention alone, at the levels of the image.
     loss: that loss with 12 targets in each of two images.
@@ -39,25 +40,23 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
 from checkpointing_memory import MIB, MMAP_THRESHOLD, LiveBytes
+from machine import machine
 from process_memory import reset_peak, resident
-from speed_cases import PEER, Case, attention_case, forward_case, loss_case, train_step_case
+from speed_cases import PEER, Case, attention_case, bf16_case, forward_case, loss_case, train_step_case
 from speed_postprocess import segments_case, semantic_case
 from speed_processor import pipeline_case, processor_case
 from training_rows import commit_of
-
-from hf_maskformer.training.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases by name, each built for a size of the images (height and width)."""
+    """Cases by name, each built for a size of the images (height and width); None: not for this machine."""
 
     size: int
-    cases: dict[str, Callable[[int], Case]]
+    cases: dict[str, Callable[[int], Case | None]]
 
 
 SUITES = {
@@ -66,6 +65,8 @@ SUITES = {
         {
             "maskformer": partial(forward_case, "maskformer", aim=1.05),
             "mask2former": partial(forward_case, "mask2former", aim=1.5),
+            "maskformer, bf16": partial(bf16_case, "maskformer", aim=1.6),
+            "mask2former, bf16": partial(bf16_case, "mask2former", aim=1.6),
             "loss": partial(loss_case, targets=12, peak_aim=1 / 3),
             "attention": partial(attention_case, backward=False),
             "attention and gradients": partial(attention_case, backward=True),
@@ -136,7 +137,7 @@ def main() -> None:
         "repeats": arguments.repeats,
         "threads": arguments.threads,
         "clock": "CPU time" if arguments.threads == 1 else "time on the clock",
-        "hardware": hardware(Accelerator(cpu=True)),
+        "hardware": machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit_of(ROOT),
@@ -147,13 +148,16 @@ def main() -> None:
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measured(name: str, build: Callable[[int], Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one case: one for each of our sides.
+def measured(name: str, build: Callable[[int], Case | None], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one case: one for each of our sides, none where the machine cannot run it.
 
     Raises:
         SystemExit: The sides do not give the same numbers; their times would mean nothing.
     """
     case = build(arguments.size)
+    if case is None:
+        print(f"{name}: left out, this CPU has no arithmetic for it")
+        return []
     difference = case.difference()
     if not difference <= case.allowed:
         raise SystemExit(f"{name}: the sides' results differ by {difference:.1e}; allowed is {case.allowed:.0e}")

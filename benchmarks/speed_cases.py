@@ -129,6 +129,30 @@ def forward_case(family: str, size: int, *, aim: float) -> Case:
     return Case(title, calls, difference, allowed=1e-5, aim=aim)
 
 
+def bf16_case(family: str, size: int, *, aim: float) -> Case | None:
+    """`forward_case` with ours in bf16 (`optimize_for_inference`), transformers in float32; None where the CPU has no
+    arithmetic for it. `difference` is that of the logits, of random weights; trained ones: `bf16_agreement.py`.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return None
+    ours, theirs = model_pair(family)
+    ours.optimize_for_inference(dtype=torch.bfloat16)
+    images = random_images(1, size)
+
+    def outputs(model: Any) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            output = model(pixel_values=images.to(model.dtype))
+        return output.class_queries_logits, output.masks_queries_logits
+
+    def difference() -> float:
+        expected = outputs(theirs)[0].float()
+        return float((outputs(ours)[0].float() - expected).norm() / expected.norm())
+
+    calls = {"ours": lambda: outputs(ours), PEER: lambda: outputs(theirs)}
+    title = f"{TITLES[family]} Swin-T, one image {size}x{size}, forward in bf16 (transformers in float32)"
+    return Case(title, calls, difference, allowed=0.2, aim=aim)
+
+
 def train_step_case(family: str, size: int, *, aim: float, images: int = 2, targets: int = 12) -> Case:
     """Pixels and targets to the loss of all layers and the gradients of all weights; no padding, float32.
 

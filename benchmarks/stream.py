@@ -14,13 +14,12 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from machine import machine
 from process_memory import resident
 from training_rows import commit_of
 
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.frames import folder_images
-from hf_maskformer.training.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -57,7 +56,7 @@ def main() -> None:
     report = {
         "frames": arguments.frames,
         "threads": arguments.threads,
-        "hardware": hardware(Accelerator(cpu=True)),
+        "hardware": machine(),
         "commit": commit_of(ROOT),
         "frames_per_second": arguments.frames / seconds,
         "resident_mib": memory,

@@ -4,7 +4,7 @@ A row is what `benchmarks/train_compare.py` measured; where there are rows of se
 augmentation), those of the last one are shown. Several seeds of one model and learning rate are averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -24,8 +24,11 @@ MODEL_NAMES = {
 }
 
 
-def comparison(rows: Sequence[Row]) -> list[str]:
-    """Markdown lines; ours first, the peers by falling metric. None without rows."""
+def comparison(rows: Sequence[Row], latencies: Mapping[str, float] | None = None) -> list[str]:
+    """Markdown lines; ours first, the peers by falling metric. None without rows.
+
+    `latencies`: milliseconds from an image of 512x512 to its map, by preset or peer; a column where ours is known.
+    """
     if not rows:
         return []
     conditions = rows[-1]["conditions"]
@@ -35,12 +38,16 @@ def comparison(rows: Sequence[Row]) -> list[str]:
     metrics = SHOWN_METRICS[task]
     titles = ["model", *(f"val {title}" for title in metrics.values()), "learning rate"]
     titles += ["steps", "images/s", "waiting for data", "parameters"]
+    known = [(latencies or {}).get(cell[0].get("preset") or cell[0]["model"]) for cell in best]
+    extra = [[] for _ in best] if known[0] is None else [["-" if ms is None else f"{ms:.0f}"] for ms in known]
+    if known[0] is not None:
+        titles.append("ms at 512x512 (`benchmarks/realtime.py`)")
     return [
         introduction(conditions, rows),
         "",
         f"| {' | '.join(titles)} |",
         "|" + "---|" * len(titles),
-        *(table_line(cell, list(metrics)) for cell in best),
+        *(table_line(cell, list(metrics), more) for cell, more in zip(best, extra, strict=True)),
         "",
         *rates(groups, task),
     ]
@@ -72,7 +79,7 @@ def ranked(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-def table_line(cell: Sequence[Row], metrics: Sequence[str]) -> str:
+def table_line(cell: Sequence[Row], metrics: Sequence[str], more: Sequence[str] = ()) -> str:
     values = [number(mean_value(cell, name)) for name in metrics]
     first = cell[0]
     name = MODEL_NAMES.get(first["model"], f"ours: `{first.get('preset')}`, `recipes/{first.get('recipe')}`")
@@ -86,6 +93,7 @@ def table_line(cell: Sequence[Row], metrics: Sequence[str]) -> str:
         "-" if speed is None else f"{speed:.1f}",
         "-" if share is None else f"{100 * share:.0f} %",
         f"{first['parameters'] / 1e6:.1f}M",
+        *more,
     ]
     return f"| {' | '.join(parts)} |"
 

@@ -115,7 +115,7 @@ class GatheringSwinLayer(SwinLayer):
         area = self.window_size**2
         padded = [-(-side // self.window_size) * self.window_size for side in size]
         bias = attention.relative_position_bias()  # (1, heads, area, area)
-        shifted = self.get_attn_mask(*padded, dtype=states.dtype, device=states.device)  # (windows, area, area)
+        shifted = self.get_attn_mask(padded[0], padded[1], states.dtype, states.device)  # (windows, area, area)
         weight = torch.cat([projection.weight for projection in self._projections()])
         offset = None
         if attention.q_proj.bias is not None:
