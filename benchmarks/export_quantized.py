@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--dataset", required=True)
+    parser.add_argument("--name", default="the model", help="of the checkpoint, for the pages")
     parser.add_argument("--variants", nargs="+", default=["int8", "int8-dynamic"])
     parser.add_argument("--calibration-images", type=int, default=64)
     parser.add_argument("--limit", type=int)
@@ -56,6 +57,7 @@ def main() -> None:
         )
         rows = measured(exported, processor, data["val"], arguments)
     report = {
+        "model": arguments.name,
         "data": Path(arguments.dataset).name,
         "canvas": exported.record["image_size"],
         "calibration_images": arguments.calibration_images,

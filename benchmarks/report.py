@@ -14,6 +14,7 @@ from typing import Any
 
 from complexity import figures_table as complexity_table
 from convergence import table
+from export_quantized import table as quantized_table
 from members import table as members_table
 from realtime import table as realtime_table
 from speed import SUITES
@@ -31,7 +32,7 @@ CARDS = ROOT / "model_cards"
 PAGES = {
     "README.md": ("figures", "tools", "speed"),
     "docs/paper_index.md": ("figures",),
-    "docs/performance.md": ("speed",),
+    "docs/performance.md": ("speed", "bf16", "export"),
 }
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
@@ -59,6 +60,8 @@ def pages() -> dict[str, str]:
     sections = {
         "figures": joined(training_figures().values()),
         "tools": joined(tool_figures()),
+        "bf16": bf16(read("bf16_agreement.json")),
+        "export": [*quantized(read("export_quantized.json")), "", *parity(read("export_parity.json"))],
         "speed": speed([read(f"speed_{suite}.json") for suite in SUITES]),
     }
     texts = {}
@@ -220,6 +223,47 @@ def speed(results: list[dict[str, Any]]) -> list[str]:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def bf16(result: dict[str, Any]) -> list[str]:
+    return [
+        f"A model of {result['parameters'] / 1e6:.1f}M parameters trained on {result['data']}, all {result['images']} "
+        f"images of the {result['split']} split (`benchmarks/bf16_agreement.py`, {result['hardware']}): "
+        f"{100 * result['equal']:.2f} % of the pixels keep their class in bf16 (at least "
+        f"{100 * result['least_equal']:.1f} % is wanted), mIoU {result['mean_iou']:.4f} in float32 and "
+        f"{result['mean_iou_bf16']:.4f} in bf16."
+    ]
+
+
+def quantized(result: dict[str, Any]) -> list[str]:
+    size = "x".join(map(str, result["canvas"]))
+    return [
+        f"Smaller forms of {result['model']} trained on {result['data']} (`benchmarks/export_quantized.py`, "
+        f"onnxruntime, one image of {size}, {result['hardware']}, CPU time, medians of {result['repeats']}; score on "
+        "the validation split):",
+        "",
+        *quantized_table(result["rows"]).splitlines(),
+    ]
+
+
+def parity(result: dict[str, Any]) -> list[str]:
+    sizes = ", ".join(f"{size}x{size}" for size in result["rows"][0]["sizes"])
+    return [
+        f"ONNX files in onnxruntime beside the model in torch, full width, random weights, {sizes} "
+        f"(`benchmarks/export_parity.py`); the largest difference, measured by the largest logit:",
+        "",
+        "| preset | file | class logits | mask logits |",
+        "|---|---|---|---|",
+        *(parity_line(row) for row in result["rows"]),
+    ]
+
+
+def parity_line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"| {row['preset']} | {row['error']} | - | - |"
+    kind = "one for any size" if row["free_size"] else "one for each size"
+    differences = [f"{row['largest_difference'][key]:.0e}" for key in ("class_queries_logits", "masks_queries_logits")]
+    return f"| {row['preset']} | {kind} | {' | '.join(differences)} |"
 
 
 def duration(seconds: float) -> str:

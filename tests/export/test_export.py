@@ -105,6 +105,9 @@ def test_int8_convolutions_are_in_8_bits(exported):
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
     eight_bits = [name for name, kind in stored.items() if kind == onnx.TensorProto.INT8]
     assert len(eight_bits) >= 12  # convolutions of the backbone alone
+    depthwise = [node.input[1] for node in graph.node if any(a.name == "group" and a.i > 1 for a in node.attribute)]
+    assert depthwise
+    assert all(stored.get(name) == onnx.TensorProto.FLOAT for name in depthwise)
 
 
 def test_a_file_that_differs_is_not_kept(pair, tmp_path, monkeypatch):

@@ -98,6 +98,17 @@ def test_small_parts_change_nothing(monkeypatch):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_autocast():
+    ours, _ = pair(4)
+    images = torch.randn(1, 3, 50, 64)
+    with torch.no_grad():
+        expected = ours(images).feature_maps
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = ours(images).feature_maps
+    for one, other in zip(maps, expected, strict=True):
+        assert (one.float() - other).norm() < 0.05 * other.norm()
+
+
 def test_weights_that_are_more_than_weights_are_called():
     """As PEFT's adapters are: a projection of another class, or with a hook, is not read past."""
     ours, theirs = pair(4)

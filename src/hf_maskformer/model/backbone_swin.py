@@ -140,7 +140,7 @@ class GatheringSwinLayer(SwinLayer):
                 found = found.transpose(1, 2).reshape(-1, channels)
                 if part.places is not None:
                     found = found.index_select(0, part.places)
-                attended.index_copy_(0, part.cells, attention.o_proj(found).add_(before))
+                attended.index_copy_(0, part.cells, before + attention.o_proj(found))  # autocast: of two types
         return result
 
 
@@ -160,7 +160,7 @@ class WindowPart:
     places: Tensor | None
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=64)
 def window_parts(
     size: tuple[int, int], window: int, shift: int, at_once: int, device: torch.device
 ) -> tuple[WindowPart, ...]:
