@@ -10,6 +10,7 @@ from transformers import ConvNextConfig, Dinov2Config, PvtV2Config, ResNetConfig
 from hf_maskformer.model.backbone import Backbone
 from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation, build_backbone
+from hf_maskformer.training.train import checkpoint_activations
 from model import variant_tester as tester
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -221,7 +222,7 @@ def test_gradient_checkpointing(name, reentrant):
     model = tester.build(config(name)).train()
     inputs = tester.batch(model.config)
     expected = tester.gradients(model, inputs)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_activations(model, use_reentrant=reentrant)
     calls = tester.count_calls(model.model.backbone.body)
     actual = tester.gradients(model, inputs)
     tester.assert_same_gradients(actual, expected)

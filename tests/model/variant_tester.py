@@ -21,6 +21,7 @@ from hf_maskformer.model.mask_head import AnchoredDotProductMaskHead
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.model.objectness import PRIOR, ObjectnessHead
 from hf_maskformer.presets import PRESETS, preset
+from hf_maskformer.training.train import checkpoint_activations
 
 LABELS = {0: "road", 1: "tree", 2: "car"}
 QUERIES = 6
@@ -237,7 +238,7 @@ def check_gradient_checkpointing(config: HfMaskFormerConfig) -> None:
     inputs["pixel_values"] = inputs["pixel_values"].double()
     model = build(config).double().train()
     expected = gradients(model, inputs)
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     calls = count_calls(model)
     actual = gradients(model, inputs)
     assert_recomputed(model, calls)

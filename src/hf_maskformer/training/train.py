@@ -188,12 +188,12 @@ def phase_matching(config: TrainConfig, model: Any, progress: float) -> None:
         model.criterion.matcher = "fixed" if progress < config.bipartite_after else "hungarian"
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Switch on the model's own gradient checkpointing."""
+def checkpoint_activations(model: Any, *, use_reentrant: bool = False) -> None:
+    """Switch on the model's own gradient checkpointing, in the older or the newer of torch's two forms."""
     # The name before transformers 5.23, deprecated since.
     old_name = not hasattr(model, "activation_checkpointing_enable")
     enable = model.gradient_checkpointing_enable if old_name else model.activation_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": use_reentrant})
 
 
 def open_average(config: TrainConfig, model: torch.nn.Module, checkpoint: Path | None) -> WeightAverage | None:
