@@ -10,10 +10,10 @@ from hf_maskformer.cli.main import main
 from hf_maskformer.data.load import load
 from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.export import export as exporting
-from hf_maskformer.export.agreement import ExportError, equal_pixels
+from hf_maskformer.export.agreement import ExportError, check, equal_pixels
 from hf_maskformer.export.examples import example_inputs, resized
 from hf_maskformer.export.export import export_model
-from hf_maskformer.export.graph import SemanticGraph
+from hf_maskformer.export.graph import LogitsGraph, SemanticGraph
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
 from hf_maskformer.inference.onnx_model import OnnxModel
@@ -121,6 +121,22 @@ def test_a_file_that_differs_is_not_kept(pair, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=message), torch.no_grad():
         export_model(*pair, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_anchored_queries_may_come_in_another_order():
+    model, processor = model_and_processor("maskformer-light-anchored")
+    graph = LogitsGraph(model).eval()
+    inputs = example_inputs(processor, None)
+
+    def run(inputs, change=0.0):
+        with torch.no_grad():
+            outputs = [output.flip(1).clone() for output in graph(**inputs)]
+        outputs[0][0, 0] += change
+        return [output.numpy() for output in outputs]
+
+    assert max(check(run, graph, [inputs]).values()) == 0
+    with pytest.raises(ExportError, match="class_queries_logits of the exported file differs"):
+        check(lambda inputs: run(inputs, 0.1), graph, [inputs])
 
 
 def test_wrong_arguments(pair, tmp_path):

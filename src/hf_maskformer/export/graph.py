@@ -47,8 +47,9 @@ class SemanticGraph(LogitsGraph):
 
 def may_have_free_size(config: Any) -> bool:
     """Whether no part is known to work with the size as numbers: the windows of Swin (torch needs minutes to find that
-    out) and the points of deformable attention."""
-    return config.backbone_config.model_type != "swin" and not config.pixel_decoder.startswith("deformable")
+    out), the points of deformable attention, and the places of anchored queries."""
+    by_numbers = config.pixel_decoder.startswith("deformable") or config.query_decoder == "anchored"
+    return config.backbone_config.model_type != "swin" and not by_numbers
 
 
 def trace(graph: LogitsGraph, inputs: dict[str, Tensor], *, free_size: bool) -> ExportedProgram:
