@@ -93,12 +93,10 @@ def training_figures() -> dict[tuple[str, str], list[str]]:
         tables: dict[str, list[dict[str, Any]]] = {}  # of rows that were trained under the same conditions
         for row in read_rows(path):
             tables.setdefault(json.dumps(row["conditions"], sort_keys=True), []).append(row)
-        for rows in tables.values():
+        for conditions, rows in tables.items():
             ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
             if ours is not None:
-                figures[ours, f"{path.stem}, {rows[0]['conditions']['minutes']:g} minutes"] = comparison(
-                    rows, latencies()
-                )
+                figures[ours, f"{path.stem} {conditions}"] = comparison(rows, latencies())
     for data, trained in CONVERGENCE_PRESETS.items():
         rows = read_rows(RESULTS / f"convergence_{data}.json")
         if rows:

@@ -109,6 +109,26 @@ def test_autocast():
         assert (one.float() - other).norm() < 0.05 * other.norm()
 
 
+def test_outer_modules_with_hooks_are_called():
+    config = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
+    backbone = Backbone(config, neck="none", neck_dim=8, freeze_batch_norm=False, num_channels=3).eval()
+    calls = []
+    backbone.body.swin.register_forward_hook(lambda *args: calls.append(1))
+    backbone(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 1
+
+
+def test_dropout_that_is_switched_on_works():
+    """As for Monte Carlo estimates: the model in eval mode, its dropout in training mode."""
+    config = SwinConfig(embed_dim=8, depths=[1], num_heads=[1], window_size=4, hidden_dropout_prob=0.5)
+    backbone = _build_body(config).eval()
+    images = torch.randn(1, 3, 64, 64)
+    for module in backbone.modules():
+        module.training = isinstance(module, torch.nn.Dropout)
+    with torch.no_grad():
+        assert not torch.equal(backbone(images).feature_maps[0], backbone(images).feature_maps[0])
+
+
 def test_weights_that_are_more_than_weights_are_called():
     """As PEFT's adapters are: a projection of another class, or with a hook, is not read past."""
     ours, theirs = pair(4)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import MaskFormerImageProcessor
 from transformers.utils import ModelOutput
 
-from hf_maskformer.model import cell_grid, postprocess
+from hf_maskformer.model import cell_grid, postprocess, winning_queries
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.model.resampling import FULL_EXTENT
@@ -161,12 +161,12 @@ def test_small_chunks_change_nothing(kind, monkeypatch):
 def test_panoptic_segments_are_the_same_by_cells_and_by_rows(kind, monkeypatch):
     classes, masks = logits_like(kind, (13, 17))
     by_rows = []
-    real = postprocess._winning_queries_by_bands
-    monkeypatch.setattr(postprocess, "_winning_queries_by_bands", lambda *args: by_rows.append(1) or real(*args))
+    real = winning_queries.by_bands
+    monkeypatch.setattr(winning_queries, "by_bands", lambda *args: by_rows.append(1) or real(*args))
     settings = {"target_size": (61, 83), "extent": (0.9, 1.0), "threshold": 0.1, "overlap_mask_area_threshold": 0.1}
     results = []
     for most_open in (0.0, float("inf")):
-        monkeypatch.setattr(postprocess, "MOST_OPEN", most_open)
+        monkeypatch.setattr(winning_queries, "MOST_OPEN", most_open)
         results.append(postprocess.panoptic_segments(classes, masks, **settings))
     assert len(by_rows) == 1
     assert torch.equal(results[0]["segmentation"], results[1]["segmentation"])

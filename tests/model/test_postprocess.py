@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 from transformers import MaskFormerImageProcessor
 from transformers.utils import ModelOutput
 
-from hf_maskformer.model import cell_grid, postprocess
+from hf_maskformer.model import cell_grid, postprocess, resampling
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 from hf_maskformer.model.masks import decode_rle, decode_rles
 from hf_maskformer.model.resampling import resize_maps
@@ -48,7 +48,7 @@ def random_outputs(seed: int, batch: int = 2, queries: int = 12, num_labels: int
 
 def make_chunks_tiny(monkeypatch) -> None:
     monkeypatch.setattr(cell_grid, "CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr(postprocess, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(resampling, "CHUNK_BYTES", 1)
 
 
 def random_maps(*shape: int) -> torch.Tensor:

@@ -87,7 +87,11 @@ def _slower_in_8_bits(path: Path) -> list[str]:
     """Names of the depthwise and the small convolutions."""
     import onnx
 
-    graph = onnx.load(str(path)).graph
+    model = onnx.load(str(path))
+    graph = model.graph
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"unnamed_{number}"  # they are told apart by their names
+    onnx.save(model, str(path))
     weights = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
     names = []
     for node in graph.node:

@@ -14,10 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.resnet.modeling_resnet import ResNetStage
-from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinPatchEmbeddings, SwinStage
+from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchEmbeddings, SwinStage
 from transformers.utils.import_utils import is_timm_available
 
-from .backbone_swin import FlatSwinPatchEmbeddings, GatheringSwinLayer, ViewingSwinStage, swin_feature_maps
+from .backbone_swin import (
+    FlatSwinPatchEmbeddings,
+    GatheringSwinLayer,
+    ViewingSwinStage,
+    can_be_read_past,
+    swin_feature_maps,
+)
 from .layers import group_count
 
 if is_timm_available():
@@ -108,7 +114,7 @@ class Backbone(nn.Module):
         return [feature_map[..., :rows, :columns] for feature_map, (rows, columns) in zip(maps, sizes, strict=True)]
 
     def _run_body(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(self.body, SwinBackbone):
+        if can_be_read_past(self.body):
             return swin_feature_maps(self.body, pixel_values)
         return self.body(pixel_values).feature_maps
 

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinPatchEmbeddings, SwinStage
+from transformers.models.swin.modeling_swin import (
+    SwinBackbone,
+    SwinEncoder,
+    SwinLayer,
+    SwinModel,
+    SwinPatchEmbeddings,
+    SwinStage,
+)
 
 from .layers import ROWS_AT_ONCE, is_plain
 
@@ -41,6 +48,11 @@ class ViewingSwinStage(SwinStage):
                 output_hidden_states_before_downsampling,
             )
         return hidden_states_before_downsampling.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def can_be_read_past(body: Any) -> bool:
+    """Whether it is a Swin backbone whose outer modules do nothing but call the inner ones."""
+    return is_plain(body, SwinBackbone) and is_plain(body.swin, SwinModel) and is_plain(body.swin.encoder, SwinEncoder)
 
 
 def swin_feature_maps(backbone: SwinBackbone, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -85,8 +97,10 @@ class GatheringSwinLayer(SwinLayer):
     ) -> Any:
         """`hidden_states` (B, H * W, C); returns them and None in place of the attention weights."""
         wants_weights = kwargs.get("output_attentions") or self.attention.config._attn_implementation != "sdpa"
-        traced = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if traced or wants_weights or not all(is_plain(projection, nn.Linear) for projection in self._projections()):
+        training = self.training or self.dropout.training or self.drop_path.training or torch.is_grad_enabled()
+        traced = torch.compiler.is_compiling() or type(hidden_states) is not Tensor or hidden_states.is_meta
+        plain = all(is_plain(projection, nn.Linear) for projection in self._projections())
+        if training or traced or wants_weights or not plain:
             return super().forward(hidden_states, input_dimensions, always_partition, **kwargs)
         if not always_partition:
             self.set_shift_and_window_size(input_dimensions)
@@ -120,27 +134,31 @@ class GatheringSwinLayer(SwinLayer):
         offset = None
         if attention.q_proj.bias is not None:
             offset = torch.cat([projection.bias for projection in self._projections()])
-        at_once = max(1, FLOATS_AT_ONCE // (area * channels)) if states.device.type == "cpu" else 0
+        at_once, images_at_once = 0, len(states)
+        if states.device.type == "cpu":
+            at_once = max(1, FLOATS_AT_ONCE // (area * channels))
+            images_at_once = max(1, at_once * area // (padded[0] * padded[1]))
+        heads = (3, attention.num_attention_heads, attention.head_dim)
         result = torch.empty_like(states)
-        for image, attended in zip(states, result, strict=True):
+        for images, attended in zip(states.split(images_at_once), result.split(images_at_once), strict=True):
+            count = len(images)
             for part in window_parts(size, self.window_size, self.shift_size, at_once, states.device):
-                before = image.index_select(0, part.cells)
-                projected = F.linear(self.layernorm_before(before), weight, offset)  # (cells, 3 C)
+                before = images.index_select(1, part.cells)  # (count, cells, C)
+                projected = F.linear(self.layernorm_before(before), weight, offset)  # (count, cells, 3 C)
                 if part.places is not None:  # what is padding has the value 0 after the norm
-                    full = projected.new_zeros((part.windows * area, 3 * channels))
+                    full = projected.new_zeros((count, part.windows * area, 3 * channels))
                     if offset is not None:
                         full += offset
-                    projected = full.index_copy_(0, part.places, projected)
-                heads = (3, attention.num_attention_heads, attention.head_dim)
-                query, key, value = projected.view(part.windows, area, *heads).permute(2, 0, 3, 1, 4)
+                    projected = full.index_copy_(1, part.places, projected)
+                query, key, value = projected.view(count * part.windows, area, *heads).permute(2, 0, 3, 1, 4)
                 mask = bias
                 if shifted is not None:
-                    mask = bias + shifted[part.first : part.first + part.windows, None]
+                    mask = (bias + shifted[part.first : part.first + part.windows, None]).repeat(count, 1, 1, 1)
                 found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
-                found = found.transpose(1, 2).reshape(-1, channels)
+                found = found.transpose(1, 2).reshape(count, -1, channels)
                 if part.places is not None:
-                    found = found.index_select(0, part.places)
-                attended.index_copy_(0, part.cells, before + attention.o_proj(found))  # autocast: of two types
+                    found = found.index_select(1, part.places)
+                attended.index_copy_(1, part.cells, before + attention.o_proj(found))  # autocast: of two types
         return result
 
 
@@ -180,8 +198,8 @@ def window_parts(
 def window_order(size: tuple[int, int], window: int, shift: int) -> Tensor:
     """The cell of an (H, W) map at each place of its shifted windows: (windows, window**2), H * W for padding."""
     height, width = size
-    rows = torch.arange(-(-height // window) * window)
-    columns = torch.arange(-(-width // window) * window)
+    rows = torch.arange(-(-height // window) * window, device="cpu")
+    columns = torch.arange(-(-width // window) * window, device="cpu")
     # The map rolled by -shift holds at place i the cell i + shift, counted around.
     row = (rows + shift) % len(rows)
     column = (columns + shift) % len(columns)

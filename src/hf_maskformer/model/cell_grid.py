@@ -177,3 +177,9 @@ def best_in_cells(
             winner[..., :count] = torch.where(better, noted.int(), winner[..., :count])
             best[..., :count] = torch.maximum(best[..., :count], value)
         yield patches, winner
+
+
+def may_be_highest(corners: Tensor) -> Tensor:
+    """Of corner values (4, n, N) which of the N can be the highest somewhere in the cell: (n, N) bool."""
+    bound = corners.amin(dim=0).amax(dim=1, keepdim=True)
+    return corners.amax(dim=0) >= bound

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .layers import ConvNormActivation
+
 PROBE_SIDE = 64
 TOLERANCE = 1e-3  # of the folded model's outputs, measured by their largest entry
 
@@ -34,6 +36,9 @@ def optimize(model: Any, *, dtype: torch.dtype | None, channels_last: bool) -> N
     model.requires_grad_(False)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, ConvNormActivation):
+                module.channels_first = False
     if dtype is not None:
         model.to(dtype)
 

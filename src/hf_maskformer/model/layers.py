@@ -135,10 +135,13 @@ class ConvNormActivation(nn.Module):
         self.norm = nn.GroupNorm(group_count(out_dim), out_dim)
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
         self.pointwise = kernel_size == stride == 1
+        self.channels_first = True  # not where `optimize_for_inference` lays maps out the other way
 
     def forward(self, features: Tensor) -> Tensor:
         """`features` (B, C, H, W); maps of a backbone of tokens are views whose channels lie together."""
-        if self.pointwise and _has_channels_last(features) and is_plain(self.conv, nn.Conv2d):
+        if not (self.channels_first and _has_channels_last(features)):
+            features = self.conv(features)
+        elif self.pointwise and is_plain(self.conv, nn.Conv2d):
             features = pointwise(self.conv, features)
         else:
             features = self.conv(features.contiguous())
@@ -154,17 +157,19 @@ def pointwise(conv: nn.Conv2d, features: Tensor) -> Tensor:
     weight = conv.weight.flatten(1).expand(len(features), -1, -1)
     product = torch.bmm(weight, features.flatten(2))  # (B, C', H * W)
     if conv.bias is not None:
-        product = product + conv.bias[:, None]
+        product = product + conv.bias[:, None].to(product.dtype)  # of autocast
     return product.unflatten(2, features.shape[2:])
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module does no more than its class says, so that its weights may be used in its place.
 
-    Adapters (PEFT), quantization and offloading replace the module, its forward, or hang hooks on it.
+    Adapters (PEFT), quantization, sharding and offloading replace the module, its class, its forward or its weights'
+    type, or hang hooks on it.
     """
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) is kind and not hooked
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    own_weights = all(type(parameter) is nn.Parameter for parameter in module.parameters(recurse=False))
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module) and own_weights
 
 
 def _has_channels_last(features: Tensor) -> bool:

@@ -14,24 +14,21 @@ Common to all functions:
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .cell_grid import CellGrid, best_in_cells, chunk_bytes
+from .cell_grid import CellGrid, best_in_cells, chunk_bytes, may_be_highest
 from .mask_codes import logit, mask_codes
 from .masks import rle_runs
-from .resampling import FULL_EXTENT, native_size, resize_columns, resize_maps
+from .resampling import FULL_EXTENT, native_size, resized_chunks
+from .winning_queries import winning_queries
 
-CHUNK_BYTES = 64 * 2**20  # of maps that are resized as a whole, because the target is hardly larger
 SCORE_DECIMALS = 6
 ROWS_AT_ONCE = 64  # of the photo, where a map is rewritten
-# Of all pairs of a pixel and a mask the part from which on interpolating them by cells is slower than all by rows.
-MOST_OPEN = 0.5
-ARRAYS_OF_A_BAND = 8  # float32 arrays that are in use at one time for some rows of the photo
 
 
 def output_field(outputs: Any, name: str) -> Any:
@@ -102,23 +99,17 @@ def semantic_map(
     lowest, highest = (grid.corner_extreme(labels, extreme) for extreme in (torch.minimum, torch.maximum))
     result = grid.spread(labels)
     contested = ((lowest < highest) & (grid.pixel_counts() > 0)).view(-1).nonzero()[:, 0]
-    found = best_in_cells(grid, maps.reshape(-1, len(scores)), contested, _may_be_highest, lambda patch, k: (patch, k))
+    found = best_in_cells(grid, maps.reshape(-1, len(scores)), contested, may_be_highest, lambda patch, k: (patch, k))
     for patches, winner in found:
         patches.write(result, winner)
     return result
-
-
-def _may_be_highest(corners: Tensor) -> Tensor:
-    """Of corner values (4, n, N) which of the N can be the highest somewhere in the cell: (n, N) bool."""
-    bound = corners.amin(dim=0).amax(dim=1, keepdim=True)
-    return corners.amax(dim=0) >= bound
 
 
 def _plain_semantic_map(scores: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Tensor:
     """`semantic_map` by resizing every class, for targets that have hardly more pixels than cells."""
     best_score = scores.new_full(size, -math.inf)
     best_label = torch.zeros(size, dtype=torch.int64, device=scores.device)
-    for start, chunk in _resized_chunks(scores, size, extent):
+    for start, chunk in resized_chunks(scores, size, extent):
         score, label = chunk.max(dim=0)
         better = score > best_score
         best_label = torch.where(better, label + start, best_label)
@@ -158,7 +149,7 @@ def panoptic_segments(
         return {"segmentation": segmentation, "segments_info": []}
 
     grid = CellGrid((mask_logits.shape[1], mask_logits.shape[2]), size, extent, scores)
-    winner, visible, areas = _winning_queries(mask_logits[keep].float(), scores, grid, logit(mask_threshold))
+    winner, visible, areas = winning_queries(mask_logits[keep].float(), scores, grid, logit(mask_threshold))
     kept = (visible > 0) & (visible >= overlap_mask_area_threshold * areas)
     segment_of_query = torch.zeros(len(scores) + 1, dtype=torch.int32)  # entry 0 is void
     segments = SegmentList(label_ids_to_fuse)
@@ -285,104 +276,3 @@ def best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:
         no_object = class_logits.argmax(dim=-1) == class_logits.shape[-1] - 1
         labels = labels.masked_fill(no_object, -1)
     return scores, labels
-
-
-# Of the masks' logits (N, h, w) and scores (N,), for a grid and the logit from which on a pixel is in a mask:
-# - per pixel 1 + the query with the largest score x probability, 0 where that one's mask is not, (H, W) int32;
-# - the number of pixels that each query has there, and those of its own mask, both (N,) float64.
-Winning = tuple[Tensor, Tensor, Tensor]
-
-
-def _winning_queries(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
-    """By cells where that is less work than resizing every mask.
-
-    A query whose value at a cell's best corner is below what another has at its worst cannot win in the cell; the mask
-    of one that is inside (outside) at all corners has all (none) of its pixels. Only the rest is interpolated.
-    """
-    if not grid.is_coarse:
-        return _winning_queries_by_bands(mask_logits, scores, grid, border)
-    maps = grid.crop(mask_logits.permute(1, 2, 0)).contiguous()  # (cells high, cells wide, N)
-    lowest, highest = (grid.corner_extreme(maps, extreme) for extreme in (torch.minimum, torch.maximum))
-    whole, touched = lowest >= border, highest >= border
-    bound, leader = (lowest.sigmoid() * scores).max(dim=2)
-    contenders = highest.sigmoid() * scores >= bound[..., None]
-    owned = (contenders.sum(dim=2) == 1) & whole.gather(2, leader[..., None])[..., 0]  # by its leader
-    void = ~(contenders & touched).any(dim=2)
-    cell_winner = torch.where(void, 0, leader + 1)  # (cells high, cells wide)
-    pixels = grid.pixel_counts()
-    contested = ~owned & ~void & (pixels > 0)
-    crossed = touched & ~whole & (pixels > 0)[..., None]
-    open_pairs = (contenders & contested[..., None]).count_nonzero() + crossed.count_nonzero()
-    if int(open_pairs) * grid.patch_size > MOST_OPEN * len(scores) * grid.size[0] * grid.size[1]:
-        return _winning_queries_by_bands(mask_logits, scores, grid, border)
-    visible = torch.bincount(
-        cell_winner.view(-1), pixels.masked_fill(contested, 0).view(-1).double(), minlength=len(scores) + 1
-    )
-    result = grid.spread(cell_winner.int())
-
-    def contenders_in(corners: Tensor) -> Tensor:
-        return _may_be_highest(corners.sigmoid() * scores)
-
-    def rating(logits: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        return logits.sigmoid() * scores[query], torch.where(logits >= border, query + 1, 0)
-
-    flat = maps.view(-1, len(scores))
-    cells = contested.view(-1).nonzero()[:, 0]
-    for patches, winner in best_in_cells(grid, flat, cells, contenders_in, rating):
-        patches.write(result, winner)
-        visible += torch.bincount(winner[patches.occupied()], minlength=len(visible))
-    return result, visible[1:], _areas(grid, flat, whole, crossed, border)
-
-
-def _areas(grid: CellGrid, maps: Tensor, whole: Tensor, crossed: Tensor, border: float) -> Tensor:
-    """Pixels of each of N masks (N,) float64: of logits (cells, N), the cells that are all inside, and those that the
-    outline crosses (both (cells high, cells wide, N) bool), of which the pixels are interpolated."""
-    areas = grid.pixel_sum(whole)
-    cells, queries = crossed.view(-1, maps.shape[1]).nonzero().unbind(1)
-    start = 0
-    for patches in grid.chunks(cells):
-        query = queries[start : start + len(patches.cells)]
-        start += len(query)
-        inside = patches.interpolate(maps[grid.corners(patches.cells), query]) >= border
-        areas.index_add_(0, query, (inside & patches.occupied()).sum(dim=(0, 1)).double())
-    return areas
-
-
-def _winning_queries_by_bands(mask_logits: Tensor, scores: Tensor, grid: CellGrid, border: float) -> Winning:
-    """By resizing every mask, some rows of the photo at a time: for targets that have hardly more pixels than cells,
-    and for masks of which nearly nothing can be ruled out."""
-    height, width = grid.size
-    (top, bottom, row_weights), columns = grid.rows.samples, grid.columns.samples
-    winner = torch.zeros((height, width), dtype=torch.int32, device=mask_logits.device)
-    areas = torch.zeros(len(scores), dtype=torch.int64, device=mask_logits.device)
-    count = max(1, chunk_bytes(mask_logits.device) // (4 * ARRAYS_OF_A_BAND * width))
-    for start in range(0, height, count):
-        rows = slice(start, min(height, start + count))
-        first = int(top[start])
-        read = mask_logits[:, first : int(bottom[rows][-1]) + 1]
-        above, below, weights = top[rows] - first, bottom[rows] - first, row_weights[rows, None]
-        winning = winner[rows]
-        best = mask_logits.new_full(winning.shape, -1.0)
-        best_logit = mask_logits.new_full(winning.shape, -math.inf)
-        logits, value = torch.empty_like(best), torch.empty_like(best)  # written anew by each query
-        mark = torch.empty_like(best, dtype=torch.bool)
-        for query, wide in enumerate(resize_columns(read, columns)):
-            torch.index_select(wide, 0, above, out=logits)
-            torch.index_select(wide, 0, below, out=value)
-            torch.lerp(logits, value, weights, out=logits)
-            areas[query] += torch.ge(logits, border, out=mark).count_nonzero()
-            torch.sigmoid(logits, out=value).mul_(scores[query])
-            better = torch.gt(value, best, out=mark)
-            winning.masked_fill_(better, query + 1)
-            torch.where(better, logits, best_logit, out=best_logit)
-            torch.maximum(best, value, out=best)
-        winning.masked_fill_(best_logit < border, 0)
-    visible = torch.bincount(winner.flatten(), minlength=len(scores) + 1)[1:]
-    return winner, visible.double(), areas.double()
-
-
-def _resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Iterator[tuple[int, Tensor]]:
-    """Resize (N, h, w) maps a few at a time; yields the index of the first map and the (n, H, W) chunk."""
-    count = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
-    for start in range(0, len(maps), count):
-        yield start, resize_maps(maps[start : start + count], size, extent)

@@ -5,12 +5,14 @@ extent 1 everything here is `F.interpolate(..., mode="bilinear", align_corners=F
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 FULL_EXTENT = (1.0, 1.0)
+CHUNK_BYTES = 64 * 2**20  # of maps that are resized as a whole, because the target is hardly larger
 # valid_extent is float32: a border closer than this part of a cell counts as lying on the cell's edge.
 EXTENT_TOLERANCE = 1e-3
 
@@ -83,3 +85,10 @@ def mask_windows(inside: Tensor, rows: Samples, columns: Samples) -> list[Window
         nothing = reached.amax(dim=1) == 0
         bounds += [first.masked_fill(nothing, 0), last.masked_fill(nothing, 0)]
     return [(top, bottom, left, right) for top, bottom, left, right in torch.stack(bounds, dim=1).tolist()]
+
+
+def resized_chunks(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Iterator[tuple[int, Tensor]]:
+    """Resize (N, h, w) maps a few at a time; yields the index of the first map and the (n, H, W) chunk."""
+    count = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
+    for start in range(0, len(maps), count):
+        yield start, resize_maps(maps[start : start + count], size, extent)
