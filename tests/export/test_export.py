@@ -11,6 +11,7 @@ from hf_maskformer.cli.main import main
 from hf_maskformer.data.load import load
 from hf_maskformer.evaluation.evaluate import evaluate
 from hf_maskformer.export import export as exporting
+from hf_maskformer.export import variants
 from hf_maskformer.export.agreement import ExportError, check, equal_pixels
 from hf_maskformer.export.examples import example_inputs, resized
 from hf_maskformer.export.export import export_model
@@ -106,9 +107,21 @@ def test_int8_convolutions_are_in_8_bits(exported):
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
     eight_bits = [name for name, kind in stored.items() if kind == onnx.TensorProto.INT8]
     assert len(eight_bits) >= 12  # convolutions of the backbone alone
-    depthwise = [node.input[1] for node in graph.node if any(a.name == "group" and a.i > 1 for a in node.attribute)]
-    assert depthwise
-    assert all(stored.get(name) == onnx.TensorProto.FLOAT for name in depthwise)
+
+
+def test_depthwise_and_small_convolutions_are_slower_in_8_bits(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    shapes = {"large": (64, 64, 1, 1), "small": (8, 64, 1, 1), "depthwise": (640, 1, 3, 3)}
+    weights = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", name], [f"{name}_out"], group=640 if name == "depthwise" else 1)
+        for name in shapes
+    ]  # without names of their own
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], weights)), str(tmp_path / "m.onnx"))
+    excluded = variants._slower_in_8_bits(tmp_path / "m.onnx")
+    named = {node.name: node.input[1] for node in onnx.load(str(tmp_path / "m.onnx")).graph.node}
+    assert len(named) == 3
+    assert {named[name] for name in excluded} == {"small", "depthwise"}
 
 
 def test_a_file_that_differs_is_not_kept(pair, tmp_path, monkeypatch):
