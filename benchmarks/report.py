@@ -1,9 +1,9 @@
-"""Write the figures of benchmarks/results/*.json into README and paper index, and the model cards of all presets.
+"""Write the figures of benchmarks/results/*.json into README and docs/, and the model cards of all presets.
 
     python benchmarks/report.py
 
-No figure in these pages is typed in: each stands in a JSON file that a seeded command of this repository wrote. README
-and paper index keep their text around the markers; the files of model_cards/ are written whole.
+No figure in these tables is typed in: each stands in a JSON file that a seeded command of this repository wrote. The
+pages keep their text around the markers; the files of model_cards/ are written whole.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from complexity import figures_table as complexity_table
 from convergence import table
 from export_quantized import table as quantized_table
+from headline import fast, trained
 from members import table as members_table
 from realtime import table as realtime_table
 from speed import SUITES
@@ -30,8 +31,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 CARDS = ROOT / "model_cards"
 # Page -> the sections it holds, each between <!-- NAME: begin --> and <!-- NAME: end -->.
 PAGES = {
-    "README.md": ("figures", "tools", "speed"),
-    "docs/paper_index.md": ("figures",),
+    "README.md": ("headline",),
+    "docs/results.md": ("quickstart", "comparison", "members", "start", "padding", "realtime", "complexity", "tools"),
     "docs/performance.md": ("speed", "bf16", "export"),
 }
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
@@ -58,7 +59,8 @@ def pages() -> dict[str, str]:
         ValueError: a page does not hold the markers of a section exactly once.
     """
     sections = {
-        "figures": joined(training_figures().values()),
+        "headline": joined([quickstart_line(read("quickstart.json")), trained(comparisons()), fast(read)]),
+        **{name: joined(blocks) for name, blocks in figures_by_section().items()},
         "tools": joined(tool_figures()),
         "bf16": bf16(read("bf16_agreement.json")),
         "export": [*quantized(read("export_quantized.json")), "", *parity(read("export_parity.json"))],
@@ -86,33 +88,45 @@ def card(name: str) -> str:
     return str(preset_card(name, config, summary=about.summary, paper=about.paper, figures=figures))
 
 
+def figures_by_section() -> dict[str, list[list[str]]]:
+    """Section of docs/results.md -> its blocks."""
+    sections: dict[str, list[list[str]]] = {name: [] for name in ("comparison", "start")}
+    for (_, what), block in training_figures().items():
+        sections.setdefault(what.split()[0], []).append(block)
+    return sections
+
+
 def training_figures() -> dict[tuple[str, str], list[str]]:
-    """(preset, what was measured) -> lines of Markdown."""
+    """(preset, section and what was measured) -> lines of Markdown."""
     figures = {(QUICKSTART_PRESET, "quickstart"): quickstart(read("quickstart.json"))}
-    for path in sorted(RESULTS.glob("train_compare_*.json")):
-        tables: dict[str, list[dict[str, Any]]] = {}  # of rows that were trained under the same conditions
-        for row in read_rows(path):
-            tables.setdefault(json.dumps(row["conditions"], sort_keys=True), []).append(row)
-        for conditions, rows in tables.items():
-            ours = next((row["preset"] for row in rows if row["model"] == OURS), None)
-            if ours is not None:
-                figures[ours, f"{path.stem} {conditions}"] = comparison(rows, latencies())
-    for data, trained in CONVERGENCE_PRESETS.items():
+    for rows in comparisons():
+        ours = next(row["preset"] for row in rows if row["model"] == OURS)
+        conditions = json.dumps(rows[0]["conditions"], sort_keys=True)
+        figures[ours, f"comparison {conditions}"] = comparison(rows, latencies())
+    for data, trained_preset in CONVERGENCE_PRESETS.items():
         rows = read_rows(RESULTS / f"convergence_{data}.json")
         if rows:
-            figures[trained, f"convergence_{data}"] = convergence(data, rows)
+            figures[trained_preset, f"start {data}"] = convergence(data, rows)
     figures[PADDING_PRESET, "padding"] = padding(read("padding.json"))
     figures[MEMBERS_PRESET, "members"] = members(read_rows(RESULTS / "members.json"))
-    if (RESULTS / "realtime.json").exists():
-        figures[FAMILY, "realtime"] = realtime(read("realtime.json"))
+    figures[FAMILY, "realtime"] = realtime(read("realtime.json"))
     figures[FAMILY, "complexity"] = complexity(read("complexity.json")["rows"])
     return figures
 
 
+def comparisons() -> list[list[dict[str, Any]]]:
+    """Rows of the training comparisons, one list for the same conditions, where a model of ours is among them."""
+    found = []
+    for path in sorted(RESULTS.glob("train_compare_*.json")):
+        tables: dict[str, list[dict[str, Any]]] = {}
+        for row in read_rows(path):
+            tables.setdefault(json.dumps(row["conditions"], sort_keys=True), []).append(row)
+        found += [rows for rows in tables.values() if any(row["model"] == OURS for row in rows)]
+    return found
+
+
 def latencies() -> dict[str, float]:
     """Milliseconds from the pixels of an image to its map, by preset or peer, for as many classes as CamVid has."""
-    if not (RESULTS / "realtime.json").exists():
-        return {}
     rows = [row for row in read("realtime.json")["rows"] if row["labels"] == CAMVID_LABELS]
     ours = {row["preset"]: row["ms"]["whole"] for row in rows}
     return {**ours, "segformer": rows[0]["peer_ms"]["whole"]} if rows else {}
@@ -140,6 +154,14 @@ def quickstart(result: dict[str, Any]) -> list[str]:
         "| mIoU | PQ | PQ things | PQ stuff | mask AP |",
         "|---|---|---|---|---|",
         "| " + " | ".join(f"{result[key]:.3f}" for key in ("mean_iou", "pq", "pq_things", "pq_stuff", "map")) + " |",
+    ]
+
+
+def quickstart_line(result: dict[str, Any]) -> list[str]:
+    return [
+        f"`make quickstart` ({machine(result['machine'])}, seed {result['seed']}) reaches PQ {result['pq']:.2f} and "
+        f"mIoU {result['mean_iou']:.2f} on {result['images']} unseen scenes after "
+        f"{result['training_minutes']:.0f} minutes."
     ]
 
 
@@ -247,25 +269,26 @@ def quantized(result: dict[str, Any]) -> list[str]:
 def parity(result: dict[str, Any]) -> list[str]:
     sizes = ", ".join(f"{size}x{size}" for size in result["rows"][0]["sizes"])
     return [
-        f"ONNX files in onnxruntime beside the model in torch, full width, random weights, {sizes} "
-        "(`benchmarks/export_parity.py`); the largest difference, measured by the largest logit. Above "
-        f"{result['tolerance']:g} a file is kept only if the model's own outputs move as much when its pixels change "
-        "by 1e-6: with random weights masked attention has many mask logits that are 0 but for rounding, and each "
-        "decides what a query sees.",
+        f"ONNX files in onnxruntime beside the model in torch, full width, {sizes} (`benchmarks/export_parity.py`); "
+        "the largest difference, measured by the largest logit. Weights are random, or trained for some steps on "
+        f"built-in scenes (`--train-steps`). Above {result['tolerance']:g} a file is kept only if the model's own "
+        "outputs move as much when its pixels change by 1e-6: with random weights masked attention has many mask "
+        "logits that are 0 but for rounding, and each decides what a query sees.",
         "",
-        "| preset | file | class logits | mask logits |",
-        "|---|---|---|---|",
+        "| preset | weights | file | class logits | mask logits |",
+        "|---|---|---|---|---|",
         *(parity_line(row) for row in result["rows"]),
     ]
 
 
 def parity_line(row: dict[str, Any]) -> str:
+    name = f"{row['preset']} | {'trained ' + str(row['train_steps']) + ' steps' if row['train_steps'] else 'random'}"
     if "error" in row:
         own = [f"{row['rounding'][key]:.0e} in torch" for key in ("class_queries_logits", "masks_queries_logits")]
-        return f"| {row['preset']} | {row['error']} | {' | '.join(own)} |"
+        return f"| {name} | {row['error']} | {' | '.join(own)} |"
     kind = "one for any size" if row["free_size"] else "one for each size"
     differences = [f"{row['largest_difference'][key]:.0e}" for key in ("class_queries_logits", "masks_queries_logits")]
-    return f"| {row['preset']} | {kind} | {' | '.join(differences)} |"
+    return f"| {name} | {kind} | {' | '.join(differences)} |"
 
 
 def duration(seconds: float) -> str:
