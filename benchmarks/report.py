@@ -271,9 +271,10 @@ def parity(result: dict[str, Any]) -> list[str]:
     return [
         f"ONNX files in onnxruntime beside the model in torch, full width, {sizes} (`benchmarks/export_parity.py`); "
         "the largest difference, measured by the largest logit. Weights are random, or trained for some steps on "
-        f"built-in scenes (`--train-steps`). Above {result['tolerance']:g} a file is kept only if the model's own "
-        "outputs move as much when its pixels change by 1e-6: with random weights masked attention has many mask "
-        "logits that are 0 but for rounding, and each decides what a query sees.",
+        "built-in scenes (`--train-steps`). Masked attention decides by the sign of a mask logit what a query sees, so "
+        "rounding decides where one is almost 0, and a query's outputs change by any amount. Where a difference is "
+        f"above {result['tolerance']:g}, the second figure is the one to the model's outputs for the same image with "
+        "its pixels changed by a hundred-thousandth; without one, the model's own outputs move as much so.",
         "",
         "| preset | weights | file | class logits | mask logits |",
         "|---|---|---|---|---|",
@@ -283,11 +284,16 @@ def parity(result: dict[str, Any]) -> list[str]:
 
 def parity_line(row: dict[str, Any]) -> str:
     name = f"{row['preset']} | {'trained ' + str(row['train_steps']) + ' steps' if row['train_steps'] else 'random'}"
+    outputs = ("class_queries_logits", "masks_queries_logits")
     if "error" in row:
-        own = [f"{row['rounding'][key]:.0e} in torch" for key in ("class_queries_logits", "masks_queries_logits")]
+        own = [f"{row['rounding'][output]:.0e} in torch" for output in outputs]
         return f"| {name} | {row['error']} | {' | '.join(own)} |"
     kind = "one for any size" if row["free_size"] else "one for each size"
-    differences = [f"{row['largest_difference'][key]:.0e}" for key in ("class_queries_logits", "masks_queries_logits")]
+    moved = row.get("largest_difference_in_last_digits", {})
+    differences = [
+        f"{row['largest_difference'][output]:.0e}" + (f", {moved[output]:.0e}" if output in moved else "")
+        for output in outputs
+    ]
     return f"| {name} | {kind} | {' | '.join(differences)} |"
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.data.segmentation_data import SegmentationData
-from hf_maskformer.export.agreement import ExportError, Run, check
+from hf_maskformer.export.agreement import Agreement, ExportError, Run, check
 from hf_maskformer.export.examples import example_inputs, resized
 from hf_maskformer.export.graph import INPUTS, LogitsGraph, SemanticGraph, may_have_free_size, trace
 from hf_maskformer.export.variants import make_variant
@@ -91,8 +91,11 @@ def export_model(
     result = Exported(record={"format": format, "image_size": list(examples["pixel_values"].shape[-2:])})
     with tempfile.TemporaryDirectory(dir=folder) as working:
         draft = Path(working) / FILE_NAMES[format]
-        differences, free_size = _write(graph, examples, draft, fixed_size=fixed_size)
-        result.record |= {"free_size": free_size, "largest_difference": differences}
+        agreement, free_size = _write(graph, examples, draft, fixed_size=fixed_size)
+        result.record |= {
+            "free_size": free_size,
+            **{name: value for name, value in asdict(agreement).items() if value},
+        }
         drafts = {"float32" if format == "onnx" else format: draft}
         for variant in variants:
             source = data if calibration_data is None else calibration_data
@@ -111,9 +114,7 @@ def write_record(result: Exported, folder: str | Path) -> None:
     Path(folder, RECORD_NAME).write_text(json.dumps(result.record, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(
-    graph: LogitsGraph, examples: dict[str, Tensor], path: Path, *, fixed_size: bool
-) -> tuple[dict[str, float], bool]:
+def _write(graph: LogitsGraph, examples: dict[str, Tensor], path: Path, *, fixed_size: bool) -> tuple[Agreement, bool]:
     """The largest differences of the written program from the model, and whether it takes images of any size.
 
     Where code of the model depends on the size, the program is made for one size; with a warning, if that was not
