@@ -17,6 +17,14 @@ def test_progress_by_each_kind_of_budget():
     assert budget(max_minutes=2).progress(state) == 0.25
 
 
+def test_epochs_end_after_as_many_steps_as_fill_them():
+    """49 * (1 / 49) is less than 1."""
+    for images, images_per_step, epochs in ((49, 1, 1), (47, 3, 3), (98, 2, 7)):
+        plan = Budget(TrainConfig(epochs=epochs), num_images=images, images_per_step=images_per_step)
+        steps = -(-images * epochs // images_per_step)
+        assert [plan.spent(TrainState(step=step)) for step in (steps - 1, steps)] == [False, True]
+
+
 def test_the_budget_that_is_used_up_first_counts():
     assert budget(max_steps=20, max_minutes=1).progress(TrainState(step=5, seconds=30.0)) == 0.5
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from data.hub_sets import parquet_folder, semantic_set
 from hf_maskformer.data.hub import load_hub
 from hf_maskformer.data.stream import TrainingStream
-from hf_maskformer.training.budget import Budget
+from hf_maskformer.training.budget import Budget, TrainState
 from hf_maskformer.training.config import TrainConfig, check_same_run
 from hf_maskformer.training.data_stream import EndlessSamples, streamed_batches
 from hf_maskformer.training.train import train
@@ -70,7 +70,8 @@ def test_a_stream_without_samples_ends():
 def test_a_budget_in_epochs_needs_a_length():
     with pytest.raises(ValueError, match=r"epochs is 2, but the length of streamed data is not known: give max_steps"):
         Budget(TrainConfig(epochs=2), num_images=None, images_per_step=8)
-    assert Budget(TrainConfig(max_steps=2), num_images=None, images_per_step=8).epochs_per_step == 0
+    budget = Budget(TrainConfig(max_steps=2), num_images=None, images_per_step=8)
+    assert [budget.progress(TrainState(step=step)) for step in (0, 1, 2)] == [0, 0.5, 1]
 
 
 @pytest.fixture

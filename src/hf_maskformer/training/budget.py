@@ -48,14 +48,16 @@ class Budget:
         self.max_minutes = config.max_minutes
         self.evaluations = config.evaluations
         self.patience = config.early_stopping_patience
-        self.epochs_per_step = 0.0 if num_images is None else images_per_step / num_images
+        self.num_images = num_images
+        self.images_per_step = images_per_step
 
     def progress(self, state: TrainState) -> float:
         spent = []
         if self.max_steps is not None:
             spent.append(state.step / self.max_steps)
-        if self.epochs is not None:
-            spent.append(state.step * self.epochs_per_step / self.epochs)
+        if self.epochs is not None and self.num_images is not None:
+            # Integers as long as possible: 49 / 49, not 49 * (1 / 49), which is less than 1.
+            spent.append(state.step * self.images_per_step / (self.num_images * self.epochs))
         if self.max_minutes is not None:
             spent.append(state.seconds / 60.0 / self.max_minutes)
         return max(spent)
