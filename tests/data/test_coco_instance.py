@@ -56,7 +56,7 @@ def test_semantic_reference_lets_the_smaller_win(
 
     edit_json(annotations_file(instance_folder), change)
     data = load(instance_folder, task="semantic", cache_dir=cache_dir)
-    expected = np.full((6, 8), 255)
+    expected = np.full((6, 8), 2)  # the background
     expected[overlapping_masks[1]], expected[smaller], expected[overlapping_masks[2]] = 0, 1, 1
     np.testing.assert_array_equal(data.reference(0), expected)
 

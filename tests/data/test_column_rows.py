@@ -315,7 +315,7 @@ def test_class_label_numbers_beyond_the_names_are_unknown(load_set):
 TEXT_OBJECT = {"category": Value("int64"), "rle": Value("string"), "id": Value("string"), "area": Value("string")}
 BAD_FIELDS = {
     "id ab-c": ({"id": "ab-c"}, "broken_record", "object 0 of the list has id 'ab-c', it must be a whole number"),
-    "area x": ({"area": "x"}, "broken_record", "object 7 has area 'x', which is no number; its 16 pixels are taken"),
+    "area x": ({"area": "x"}, "broken_record", "object 7 has area 'x', which is no area; its 16 pixels are taken"),
     "crowd 2": ({"iscrowd": 2.0}, "broken_record", "object 7 has iscrowd 2.0, it must be 0 or 1"),
     "no class": ({"category": None}, "unknown_label", "object 7: class None is not known, allowed: 0, 1"),
 }

@@ -43,8 +43,9 @@ def test_polygons_are_filled_and_may_overlap(yolo_folder: Path, cache_dir: str) 
 def test_every_task_is_derived(yolo_folder: Path, cache_dir: str) -> None:
     assert load(yolo_folder, cache_dir=cache_dir).sample(0).class_labels.tolist() == [1, 0]
     semantic = load(yolo_folder, task="semantic", cache_dir=cache_dir)
-    assert semantic.sample(0).class_labels.tolist() == [0, 1]
-    assert np.unique(semantic.reference(0)).tolist() == [0, 1, 255]
+    assert semantic.sample(0).class_labels.tolist() == [0, 1, 2]
+    assert np.unique(semantic.reference(0)).tolist() == [0, 1, 2]
+    assert semantic.label_spec.id2label[2] == "background"
     with pytest.raises(ValueError, match="task 'panoptic' is not possible with format yolo_seg"):
         load(yolo_folder, task="panoptic", cache_dir=cache_dir)
 

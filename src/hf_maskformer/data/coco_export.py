@@ -24,7 +24,7 @@ def to_coco_instance(data: SegmentationData) -> dict[str, Any]:
     Args:
         data: a split as `load` returns it; its task does not matter, and no image is read.
     """
-    category_ids = _category_ids(data.label_spec)
+    category_ids = _category_ids(data.stored_label_spec)
     images, annotations = [], []
     for row in _rows(data):
         record = _image_record(row)
@@ -45,7 +45,11 @@ def to_coco_instance(data: SegmentationData) -> dict[str, Any]:
     if len({annotation["id"] for annotation in annotations}) < len(annotations):
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
-    return {"images": images, "annotations": annotations, "categories": _categories(data.label_spec, category_ids)}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": _categories(data.stored_label_spec, category_ids),
+    }
 
 
 def to_coco_panoptic(data: SegmentationData, folder: str | Path) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def to_coco_panoptic(data: SegmentationData, folder: str | Path) -> dict[str, An
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    category_ids = _category_ids(data.label_spec)
+    category_ids = _category_ids(data.stored_label_spec)
     images, annotations = [], []
     names: set[str] = set()
     for row in _rows(data):
@@ -91,7 +95,11 @@ def to_coco_panoptic(data: SegmentationData, folder: str | Path) -> dict[str, An
             for segment_id, segment, area, box in zip(ids, segments, areas, boxes, strict=True)
         ]
         annotations.append({"image_id": record["id"], "file_name": name, "segments_info": info})
-    return {"images": images, "annotations": annotations, "categories": _categories(data.label_spec, category_ids)}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": _categories(data.stored_label_spec, category_ids),
+    }
 
 
 def _rows(data: SegmentationData) -> Iterator[dict[str, Any]]:

@@ -202,8 +202,8 @@ def _segment(
     problems: Problems,
 ) -> dict[str, Any]:
     area = mask.annotation.get("area", pixels)
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or not math.isfinite(area):
-        message = f"{path}: {mask.where} has area {area!r:.80}, which is no number; its {pixels} pixels are taken"
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
+        message = f"{path}: {mask.where} has area {area!r:.80}, which is no area; its {pixels} pixels are taken"
         problems.warning("broken_record", path, message)
         area = pixels
     if "bbox" in mask.annotation:

@@ -264,8 +264,8 @@ def _object_segment(
     area = record.get("area")
     if area is None:
         area = pixels
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or not math.isfinite(area):
-        message = f"{where}: {object_name} has area {area!r:.80}, which is no number; its {pixels} pixels are taken"
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
+        message = f"{where}: {object_name} has area {area!r:.80}, which is no area; its {pixels} pixels are taken"
         problems.warning("broken_record", where, message)
         area = pixels
     iscrowd = flag_of(record, ("iscrowd", "is_crowd"), where, object_name)

@@ -17,6 +17,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
+from hf_maskformer.data.background import knows_objects_only
 from hf_maskformer.data.column_classes import ColumnClasses
 from hf_maskformer.data.column_rows import ColumnRows
 from hf_maskformer.data.columns import Columns, resolve_columns
@@ -93,9 +94,10 @@ def load_hub(
         dataset: Any = RowStream(opened.dataset, rows, rows.where, on_bad_sample, buffer)
     else:
         dataset = indexed_dataset(_source(opened, problems), problems, rows.where, options.get("cache_dir"))
-    spec = rows.classes.label_spec
+    spec, left_out = rows.classes.label_spec, problems.left_out
+    background = task == "semantic" and knows_objects_only(opened.tasks)
     intensity_range = options.get("intensity_range")
-    return SegmentationData(dataset, spec, task, "hub", split, intensity_range, problems.left_out)
+    return SegmentationData(dataset, spec, task, "hub", split, intensity_range, left_out, background)
 
 
 def hub_source(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_maskformer.data.ade20k import ade20k_source
+from hf_maskformer.data.background import knows_objects_only
 from hf_maskformer.data.cityscapes import cityscapes_source
 from hf_maskformer.data.coco_instance import coco_instance_source
 from hf_maskformer.data.coco_panoptic import coco_panoptic_source
@@ -102,8 +103,9 @@ def load(
     source = open_source(layout, root, options, problems)
     dataset = indexed_dataset(source, problems, root, options.get("cache_dir"))
     intensity_range = options.get("intensity_range")
-    spec = source.label_spec
-    return SegmentationData(dataset, spec, task, layout.format, split, intensity_range, problems.left_out)
+    spec, left_out = source.label_spec, problems.left_out
+    background = task == "semantic" and knows_objects_only(layout.served_tasks())
+    return SegmentationData(dataset, spec, task, layout.format, split, intensity_range, left_out, background)
 
 
 def open_source(layout: Layout, root: Path, options: Mapping[str, Any], problems: Problems) -> DatasetSource:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_maskformer.data.background import with_background, with_background_segment
 from hf_maskformer.data.problems import Problem
 from hf_maskformer.data.row_stream import RowStream
 from hf_maskformer.data.sample import Sample, image_to_rgb, read_image, segment_masks, task_segments
@@ -28,6 +29,8 @@ class SegmentationData:
         split: the split's name, or None.
         intensity_range: black and white of images with more than 8 bits.
         left_out: one problem for each image that could not be read when the dataset was indexed and has no row.
+        background_label: of the pixels that belong to no segment, in samples and references; None: they are void.
+        stored_label_spec: what the label ids of the rows mean: `label_spec` without a background that was added.
     """
 
     def __init__(
@@ -39,8 +42,14 @@ class SegmentationData:
         split: str | None = None,
         intensity_range: tuple[float, float] | None = None,
         left_out: Sequence[Problem] = (),
+        background: bool = False,
     ) -> None:
+        """`label_spec` is that of the rows; with `background` a class is added for the pixels of no segment."""
         self.dataset = dataset
+        self.stored_label_spec = label_spec
+        self.background_label: int | None = None
+        if background:
+            label_spec, self.background_label = with_background(label_spec)
         self.label_spec = label_spec
         self.task = task
         self.format = format
@@ -123,7 +132,7 @@ class SegmentationData:
     def row_sample(self, row: Mapping[str, Any]) -> Sample:
         """The image of a row with the masks of this task."""
         image = self.row_image(row)
-        masks, class_labels = task_segments(row, self.task, self.label_spec)
+        masks, class_labels = task_segments(self._whole(row), self.task, self.label_spec)
         return Sample(image, masks, class_labels, image_id=row["image_id"], file_name=row["file_name"])
 
     def row_reference(self, row: Mapping[str, Any]) -> Any:
@@ -135,10 +144,14 @@ class SegmentationData:
         - instance: {"masks": list of N RLE dicts, "labels": (N,), "iscrowd": (N,), "area": (N,)}, crowds included.
         """
         if self.task == "semantic":
-            return semantic_reference(row, self.label_spec)
+            return semantic_reference(self._whole(row), self.label_spec)
         if self.task == "panoptic":
             return panoptic_reference(row)
         return instance_reference(row, self.label_spec)
+
+    def _whole(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row with the segment of the background, where there is such a class."""
+        return row if self.background_label is None else with_background_segment(row, self.background_label)
 
     def _check_numbered(self, wanted: str) -> None:
         if self.streaming:
