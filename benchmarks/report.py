@@ -271,7 +271,7 @@ def parity(result: dict[str, Any]) -> list[str]:
     return [
         f"ONNX files in onnxruntime beside the model in torch, full width, {sizes} (`benchmarks/export_parity.py`); "
         "the largest difference, measured by the largest logit. Weights are random, or trained for some steps on "
-        "built-in scenes (`--train-steps`). Masked attention decides by the sign of a mask logit what a query sees, so "
+        "built-in scenes (`--train-steps`). Masked attention decides by the sign of a mask logit what a query sees: "
         "rounding decides where one is almost 0, and a query's outputs change by any amount. Where a difference is "
         f"above {result['tolerance']:g}, the second figure is the one to the model's outputs for the same image with "
         "its pixels changed by a hundred-thousandth; without one, the model's own outputs move as much so.",

@@ -189,6 +189,33 @@ def test_non_finite_targets_name_the_image():
         criterion()(**data)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 2.0, -0.5])
+def test_a_wrong_value_in_one_pixel_of_a_target_names_the_image(bad):
+    data = batch(counts=(1, 2))
+    data["mask_labels"] = [mask.float() for mask in data["mask_labels"]]
+    data["mask_labels"][1][0, 1, 1] = bad  # not among the pixels that the coarse masks are made of
+    with pytest.raises(ValueError, match=r"mask_labels\[1\] has values outside 0\.\.1, or that are no numbers"):
+        criterion()(**data)
+
+
+def test_class_labels_are_integers():
+    data = batch(counts=(1, 2))
+    data["class_labels"][1] = torch.tensor([1.9, 0.2])
+    with pytest.raises(ValueError, match=r"Image 1: class_labels must be integers, got torch.float32"):
+        criterion()(**data)
+
+
+def test_nothing_to_average_is_a_loss_of_0():
+    """No target, and "no object" weighs nothing."""
+    data = batch(counts=(0, 0))
+    data["class_logits"] = [logits.requires_grad_() for logits in data["class_logits"]]
+    data["normalizer"] = loss_normalizer(data["class_labels"], num_queries=4, no_object_weight=0.0)
+    loss, terms, _ = criterion(no_object_weight=0.0)(**data)
+    loss.backward()
+    assert loss.item() == terms["loss_class"].item() == 0
+    assert all((logits.grad == 0).all() for logits in data["class_logits"])
+
+
 def test_wrong_class_id_names_image_and_value():
     data = batch(counts=(2, 1))
     data["class_labels"][1][0] = 3

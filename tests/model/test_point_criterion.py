@@ -393,6 +393,13 @@ def test_more_targets_than_queries_match_every_query_once(monkeypatch):
         assert sorted(few[1]) == [0, 1]
 
 
+def test_points_are_the_same_in_every_evaluation():
+    data, loss = batch((2, 1)), criterion()
+    training = {compute(data, loss=loss.train()).loss for _ in range(2)}
+    evaluation = {compute(data, loss=loss.eval()).loss for _ in range(2)}
+    assert (len(training), len(evaluation)) == (2, 1)
+
+
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
 def test_seeds_of_another_number_of_images_are_refused(seeds):
     with pytest.raises(ValueError, match="2 images need as many point_seeds"):

@@ -349,6 +349,8 @@ def loss_normalizer(
         dist.all_reduce(total)
     masks, matched_total, images = total.unbind()
     class_weight = matched_total + no_object_weight * (num_queries * images - matched_total)
+    # Without targets and with no weight for "no object" there is nothing to average: the sum is 0, and so its mean.
+    class_weight = torch.where(class_weight > 0, class_weight, 1.0)
     return torch.stack([masks.clamp(min=1), class_weight, images.clamp(min=1)]) / (world * divisor)
 
 

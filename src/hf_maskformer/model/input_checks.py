@@ -63,8 +63,8 @@ def check_finite(finite: np.ndarray) -> None:
             )
     if not finite[3].all():
         raise ValueError(
-            f"mask_labels[{int(np.argmin(finite[3]))}] has values outside 0..1; masks are 0 or 1, and 0 in padding (a "
-            "void value such as 255 is none: leave those pixels 0)."
+            f"mask_labels[{int(np.argmin(finite[3]))}] has values outside 0..1, or that are no numbers; masks are 0 "
+            "or 1, and 0 in padding (a void value such as 255 is none: leave those pixels 0)."
         )
 
 

@@ -285,7 +285,7 @@ class HfMaskFormerForUniversalSegmentation(HfMaskFormerPreTrainedModel):
             loss_normalizer: (3,) from `model.loss_normalizer(...)` for a whole accumulation window; None: this batch,
                 summed over processes.
             point_seeds: B integers, of this step's random points in each image (`criterion: points`); None: torch's
-                global generator.
+                global generator in training, and the same points each time in evaluation.
             output_auxiliary_logits: Return the earlier layers' logits too.
 
         Raises:

@@ -34,6 +34,7 @@ MATCHED_AT_ONCE = {"cpu": 2**19}
 # Candidate points of the loss at one time, over all masks.
 CANDIDATES_AT_ONCE = {"cpu": 2**18}
 AT_ONCE_ELSEWHERE = 2**25  # 128 MiB of float32
+EVALUATION_SEED = 0
 
 
 class Predicted(Protocol):
@@ -76,7 +77,8 @@ class PointCriterion(Criterion):
         Args:
             predictions: Of each layer, with mask logits or without.
             mask_features: (B, E, h, w).
-            point_seeds: B integers, one for each image and step; None: torch's global generator.
+            point_seeds: B integers, one for each image and step; None: torch's global generator in training, and
+                the same points each time in evaluation.
 
         Raises:
             ValueError: Targets of wrong number, size or class.
@@ -91,6 +93,8 @@ class PointCriterion(Criterion):
             size = (mask_features.shape[2], mask_features.shape[3])
             cells, extents = valid_cells(targets.valid, size)  # (B, h, w), (B, 2)
             features = mask_head.pixel_factor(mask_features.to(dtype))  # (B, E, h, w)
+            if point_seeds is None and not self.training:
+                point_seeds = [EVALUATION_SEED] * len(extents)
             source = PointSource(extents, point_seeds)
             known_cells = None if pixel_mask is None else cells
             matches, padded = self._match_points(

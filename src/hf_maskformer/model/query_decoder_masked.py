@@ -156,8 +156,12 @@ class MaskedQueryDecoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[Tensor]]:
         """Of each map, in the order of the layers: tokens (B, L, C), position codes, padding (B, L), pixel factor.
 
-        A mask is linear in the pixel factor: resized, this gives the resized masks at a fraction of the cost.
+        A mask is linear in the pixel factor: resized, this gives the resized masks at a fraction of the cost. It is
+        zero in the padding, of which a cell at the image's border would hold a part.
         """
+        outside = resize_padding(padding, (pixels.shape[2], pixels.shape[3]))
+        if outside is not None:
+            pixels = pixels.masked_fill(outside[:, None], 0.0)
         tokens, positions, paddings, resized = [], [], [], []
         for index, (projection, level) in enumerate(zip(self.input_projections, self.levels, strict=True)):
             feature = memory[level]

@@ -30,6 +30,8 @@ def prepare_targets(
     if len(sizes) > 1:
         raise ValueError(f"mask_labels must share one canvas (pad them with 0), got the sizes {sorted(sizes)}.")
     for index, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if labels.is_floating_point():
+            raise ValueError(f"Image {index}: class_labels must be integers, got {labels.dtype}.")
         if masks.ndim != 3 or labels.ndim != 1 or len(masks) != len(labels):
             raise ValueError(
                 f"Image {index}: mask_labels must be (N, H, W) and class_labels (N,), got {tuple(masks.shape)} and "
@@ -96,4 +98,4 @@ def within_unit(masks: Tensor) -> Tensor:
     if masks.dtype == torch.bool or not masks.numel():
         return torch.ones(masks.shape[0], dtype=torch.bool, device=masks.device)
     flat = masks.flatten(1)
-    return ~((flat < 0) | (flat > 1)).any(-1)
+    return ((flat >= 0) & (flat <= 1)).all(-1)  # not a number is neither
