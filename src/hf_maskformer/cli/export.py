@@ -70,13 +70,21 @@ def run(arguments: Namespace) -> None:
         calibration_images=arguments.calibration_images,
     )
     sizes = "of any size" if result.record["free_size"] else "of {} x {} only".format(*result.record["image_size"])
-    differences = ", ".join(f"{name} {value:.1e}" for name, value in result.record["largest_difference"].items())
-    print(f"takes batches of images {sizes}; largest differences from the model: {differences}")
+    print(f"takes batches of images {sizes}; largest differences from the model: {words(result.record)}")
+    if "largest_difference_in_last_digits" in result.record:
+        print(
+            "rounding decides there what a query sees; from the model's outputs for the same images with pixels "
+            f"changed by a hundred-thousandth: {words(result.record, 'largest_difference_in_last_digits')}"
+        )
     if arguments.variants:
         result.record["measured"] = measured(result.files, data, arguments.limit)
         write_record(result, arguments.output_dir)
     for name, path in result.files.items():
         print(f"{path}  {result.record['megabytes'][name]} MB{loss_words(result.record, name)}")
+
+
+def words(record: dict[str, Any], key: str = "largest_difference") -> str:
+    return ", ".join(f"{name} {value:.1e}" for name, value in record[key].items())
 
 
 def measured(files: dict[str, Any], data: Any, limit: int | None) -> dict[str, Any]:
