@@ -27,7 +27,8 @@ SPEED = {
 # Metric of benchmarks/metrics.py, way and peer -> its name; on images of this kind.
 METRICS = {
     ("mean_iou", "maps to result", "evaluate mean_iou"): "mean IoU",
-    ("panoptic_quality", "predicted ids to result", "panopticapi single core"): "PQ",
+    ("panoptic_quality", "PNG colours to result", "panopticapi single core"): "PQ, from PNG colours in memory,",
+    ("panoptic_quality", "PNG files to result", "panopticapi single core"): "PQ, from PNG files,",
     ("average_precision", "dense masks to result", "pycocotools"): "mask AP",
 }
 MEASURED_ON = re.compile(r"synthetic 1024x1024, 100 instances, \d images$")

@@ -367,14 +367,18 @@ def list_presets() -> list[str]:
 
 
 def preset(name: str, **overrides: Any) -> HfMaskFormerConfig:
-    """The configuration of a preset, with any field overridden.
+    """The configuration of a preset, with any field overridden; `backbone` and `backbone_config` replace each other.
 
     Raises:
         ValueError: Unknown preset, or an override that is no field or contradicts another.
     """
     if name not in PRESETS:
         raise ValueError(f"Unknown preset {name!r}; available: {', '.join(PRESETS)}.")
-    return HfMaskFormerConfig(**{**copy.deepcopy(PRESETS[name].fields), **overrides})
+    fields = copy.deepcopy(PRESETS[name].fields)
+    for given, other in (("backbone", "backbone_config"), ("backbone_config", "backbone")):
+        if overrides.get(given) is not None:
+            fields.pop(other, None)
+    return HfMaskFormerConfig(**{**fields, **overrides})
 
 
 def image_processor_for(config: HfMaskFormerConfig, **overrides: Any) -> HfMaskFormerImageProcessor:

@@ -15,7 +15,7 @@ from hf_maskformer.export import variants
 from hf_maskformer.export.agreement import ExportError, check, equal_pixels
 from hf_maskformer.export.examples import example_inputs, resized
 from hf_maskformer.export.export import export_model
-from hf_maskformer.export.graph import LogitsGraph, SemanticGraph
+from hf_maskformer.export.graph import LogitsGraph, SemanticGraph, trace
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
 from hf_maskformer.inference.onnx_model import OnnxModel
@@ -262,6 +262,19 @@ def test_command_writes_a_program_that_torch_loads(tmp_path, capsys):
     program = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         torch.testing.assert_close(program(**inputs)[0], SemanticGraph(model)(**inputs)[0])
+
+
+def test_a_model_of_things_only_takes_any_number_of_images():
+    """Panoptic SegFormer has no query for stuff then."""
+    model, processor = model_and_processor(
+        "panoptic-segformer-light", task="instance", id2label={0: "a", 1: "b"}, thing_label_ids=[0, 1]
+    )
+    inputs = example_inputs(processor, None)
+    graph = LogitsGraph(model).eval()
+    program = trace(graph, inputs, free_size=False).module()
+    three = {name: torch.cat([value, value[:1]]) for name, value in inputs.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(program(**three)[0], graph(**three)[0])
 
 
 @pytest.mark.slow

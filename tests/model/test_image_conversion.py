@@ -108,6 +108,22 @@ class TestImages:
         with pytest.raises(ValueError, match=r"absent\.jpg: no such image file"):
             tiny()(str(tmp_path / "absent.jpg"))
 
+    @pytest.mark.parametrize(("name", "format"), [("stack.tif", "TIFF"), ("moving.gif", "GIF")])
+    def test_files_of_several_pages_are_refused(self, tmp_path, name, format):
+        """Only their first page would be seen."""
+        pages = [Image.fromarray(photo(seed=seed)) for seed in range(3)]
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match=rf"{name}: {format} file of 3 pages"):
+            tiny()(str(tmp_path / name))
+        pages[0].save(tmp_path / name)
+        assert tiny()(str(tmp_path / name))["pixel_values"].shape[1] == 3
+
+    def test_the_previews_in_a_phones_file_are_no_pages(self, tmp_path):
+        pages = [Image.fromarray(photo(seed=seed)) for seed in range(2)]
+        pages[0].save(tmp_path / "phone.mpo", format="MPO", save_all=True, append_images=pages[1:])
+        assert Image.open(tmp_path / "phone.mpo").n_frames == 2
+        assert tiny()(str(tmp_path / "phone.mpo"))["pixel_values"].shape[1] == 3
+
 
 class TestNormalizing:
     @pytest.mark.parametrize("size", [(3, 5), (64, 7), (65, 31), (200, 9)])

@@ -166,6 +166,25 @@ def test_an_override_that_is_no_field_is_refused():
         preset("maskformer-light", number_of_queries=3)
 
 
+def test_one_way_to_name_a_backbone_takes_the_place_of_the_other():
+    assert preset("maskformer-r50", backbone="timm/resnet18").backbone_config.model_type == "timm_backbone"
+    own = {"model_type": "resnet", "depths": [1, 1, 1, 1], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    assert preset("lite-mobilenetv3-small", backbone_config=own).backbone_config.depths == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_queries", 0, r"num_queries must be at least 1, got 0"),
+        ("threshold", 2, r"threshold must be in 0\.\.1, got 2"),
+        ("mask_threshold", -0.1, r"mask_threshold must be in 0\.\.1, got -0\.1"),
+    ],
+)
+def test_values_that_no_model_can_have_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        preset("maskformer-r50", **{field: value})
+
+
 def test_a_preset_is_not_changed_by_its_configurations():
     before = json.dumps(PRESETS["maskformer-light"].fields, sort_keys=True)
     preset("maskformer-light", num_channels=1).backbone_config.depths[0] = 7

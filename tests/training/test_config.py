@@ -139,6 +139,18 @@ def test_resume_starts_from_the_runs_own_configuration(tmp_path):
     assert (config.batch_size, config.crop_size, config.max_steps, config.resume) == (3, (32, 64), 20, True)
 
 
+def test_resume_of_a_folder_without_a_run_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing to resume: .*mistyped.*train_config\.json does not exist"):
+        train_config(None, parse("--resume", "--output-dir", str(tmp_path / "mistyped")))
+    begins = train_config(None, parse("--resume", "--output-dir", str(tmp_path / "new"), "--max-steps", "3"))
+    assert begins.resume  # as a job that is restarted does the first time
+
+
+def test_the_folder_may_be_the_split():
+    config = train_config(None, parse("--train-split", "none", "--val-split", "none", "--max-steps", "3"))
+    assert (config.train_split, config.val_split) == (None, None)
+
+
 def test_resume_with_another_batch_size_is_refused():
     stored = json.loads(json.dumps(TrainConfig(max_steps=1, batch_size=3, crop_size=(32, 64)).to_dict()))
     check_same_run(stored, TrainConfig(max_steps=5, batch_size=3, crop_size=(32, 64)))

@@ -75,6 +75,13 @@ def test_the_table(tmp_path):
     ]
 
 
+def test_without_truth_to_measure_nothing_is_called_best(tmp_path):
+    (tmp_path / "best").mkdir()
+    table = summary_table({**SUMMARY, "best_value": -1.0}, tmp_path)
+    assert "best pq" not in table
+    assert "weights that no score has chosen" in table
+
+
 def test_a_run_without_validation_has_no_metric_rows(tmp_path):
     summary = {"steps": 3, "training_minutes": 0.1, "best_step": None, "best_value": None, "seed": 1}
     table = summary_table(summary, tmp_path)

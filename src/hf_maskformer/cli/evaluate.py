@@ -34,7 +34,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", required=True, help="dataset folder, Hub id, or 'scenes' for the built-in drawn scenes"
     )
-    parser.add_argument("--split", default="val")
+    parser.add_argument(
+        "--split", default="val", help="'none' where the folder is itself the one split (default: val)"
+    )
     parser.add_argument(
         "--task",
         choices=TASKS,
@@ -129,7 +131,7 @@ def load_data(
     try:
         return load(
             arguments.dataset,
-            split=arguments.split,
+            split=None if arguments.split == "none" else arguments.split,
             task=task,
             format=arguments.format,
             on_bad_sample=on_bad_sample,

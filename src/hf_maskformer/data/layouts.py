@@ -111,7 +111,7 @@ def _split_name(root: Path, split: str | None, splits: dict[str, list[Layout]]) 
     if splits:
         raise ValueError(f"{root} has no split {split!r}; splits that exist: {', '.join(sorted(splits))}")
     images = "images/ lies" if (root / "images").is_dir() else "images lie"
-    hint = f"; its {images} at the top, so pass split=None" if at_top else ""
+    hint = f"; its {images} at the top, so pass split=None (on the command line: none)" if at_top else ""
     raise ValueError(
         f"{root} has no split {split!r} and no other{hint}: it holds {_listing(root)}. "
         f"Allowed shapes:\n{FOLDER_SHAPES}"

@@ -163,7 +163,8 @@ def model_section(record: RunRecord) -> str:
 def data_section(record: RunRecord) -> str:
     where = f"[{record.dataset_id}](https://huggingface.co/datasets/{record.dataset_id})"
     name = where if record.dataset_id else f"`{record.dataset}`"
-    text = f"Trained on split `{record.options['train_split']}` of {name}"
+    split = record.options["train_split"]
+    text = f"Trained on {name}" if split is None else f"Trained on split `{split}` of {name}"
     options = record.options.get("dataset_options")
     text += f", read with {_pairs(options)}." if options else "."
     if record.dataset_is_a_folder:

@@ -37,6 +37,12 @@ def check_consistency(config: Any) -> None:
             f"matcher 'fixed' gives query k the class k: task must be 'semantic' (is {config.task!r}) and "
             f"num_queries ({config.num_queries}) at least the number of labels ({len(config.id2label)})."
         )
+    if config.num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, got {config.num_queries}.")
+    for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold", "stuff_overlap_mask_area_threshold"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {value}.")
     _check_points(config)
     _check_location(config)
     _check_anchors(config)

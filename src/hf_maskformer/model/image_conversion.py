@@ -97,12 +97,13 @@ def open_image(file: str | Path | BinaryIO, where: str | None = None) -> "Image.
 
     Raises:
         ValueError: there is no such file.
-        UnreadableImageError: it is no image, is cut off, or has colours of 16 bits per channel.
+        UnreadableImageError: it is no image, is cut off, holds several pages, or has colours of 16 bits per channel.
     """
     where = where or str(file)
     try:
         with Image.open(file) as image:
             check_channel_depth(image, where)
+            check_single_page(image, where)
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
@@ -111,6 +112,18 @@ def open_image(file: str | Path | BinaryIO, where: str | None = None) -> "Image.
         raise UnreadableImageError(
             f"{where}: cannot be read as an image, it is damaged or cut off ({error})"
         ) from error
+
+
+def check_single_page(image: "Image.Image", where: str) -> None:
+    """Raises UnreadableImageError for stacks and animations, of which only the first page would be seen.
+
+    A phone's MPO file holds the photograph first, and previews of it.
+    """
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format != "MPO":
+        raise UnreadableImageError(
+            f"{where}: {image.format} file of {pages} pages; an image has one: save each page that is meant as a file"
+        )
 
 
 def check_channel_depth(image: "Image.Image", where: str) -> None:

@@ -358,5 +358,5 @@ def _zero_of(parts: list[Tensor | None], like: Tensor) -> Tensor:
 def _no_stages(states: Tensor, memory: _Memory) -> Stages:
     """One stage without a query (B, 0, C)."""
     height, width = memory.shapes[0]
-    values = _at_least_float32(states.new_zeros((len(states), 0, height, width)))
+    values = _at_least_float32(states.new_zeros((states.shape[0], 0, height, width)))
     return Stages([states], [values], [None])

@@ -16,6 +16,7 @@ import yaml
 from hf_maskformer.training.option_values import convert, describe
 
 CONFIG_FILE = "train_config.json"
+BUDGETS = ("epochs", "max_steps", "max_minutes")
 # A resumed run must be the same run; budgets, reporting and loading details may change.
 FIELDS_FIXED_BY_RESUME = (
     "preset",
@@ -91,7 +92,9 @@ class TrainConfig:
     )
     task: Literal["semantic", "instance", "panoptic"] | None = option(None, "default: what the dataset's shape says")
     format: str | None = option(None, "dataset format; default: found from the folder's shape")
-    train_split: str = option("train", "split to train on")
+    train_split: str | None = option(
+        "train", "split to train on; 'none' where the folder is itself the one split, with val_split 'none'"
+    )
     val_split: str | None = option("val", "split to evaluate on; 'none' trains without evaluation")
     dataset_options: dict[str, Any] = field(
         default_factory=dict,
@@ -212,7 +215,7 @@ class TrainConfig:
     hub_private: bool = option(False, "where push_to_hub creates the repository: for its owner only")
 
     def __post_init__(self) -> None:
-        if self.epochs is None and self.max_steps is None and self.max_minutes is None:
+        if all(getattr(self, name) is None for name in BUDGETS):
             raise ValueError("no training budget: give at least one of epochs, max_steps, max_minutes")
         for name in ("epochs", "max_steps", "max_minutes", "max_grad_norm", "learning_rate", "lora_alpha"):
             value = getattr(self, name)
@@ -317,7 +320,10 @@ def train_config(recipe: str | Path | None = None, flags: dict[str, Any] | None 
         if values.get("images_per_step") is not None:
             values.pop("gradient_accumulation_steps", None)  # follow from it and from the processes that there are now
         layers.insert(0, values)
-    return TrainConfig(**merge(layers))
+    merged = merge(layers)
+    if wanted.get("resume") and not stored.is_file() and all(merged.get(name) is None for name in BUDGETS):
+        raise ValueError(f"nothing to resume: {stored} does not exist, and no budget is given to begin a run with")
+    return TrainConfig(**merged)
 
 
 def merge(layers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from hf_maskformer.training.ema import WeightAverage
 from hf_maskformer.training.hardware import hardware
 from hf_maskformer.training.samples import sample_sheet, spread_indices
 from hf_maskformer.training.shards import WholeCopy, whole_optimizer_state, whole_tensors
-from hf_maskformer.training.summary import run_facts
+from hf_maskformer.training.summary import NO_SCORE, run_facts
 from hf_maskformer.training.trackers import (
     JsonlLog,
     finish_tracker,
@@ -153,7 +153,9 @@ class Keeper:
             self.draw_samples(state, model)
             value = metrics[MAIN_METRIC[self.val_data.task]]
             # A metric without any class to average over is nan; such a model is never better than another.
-            value = value if math.isfinite(value) else -1.0
+            value = value if math.isfinite(value) else NO_SCORE
+            if value == NO_SCORE:
+                logger.warning("step %d: the val split has no truth to measure the main metric on", state.step)
             if state.best_value is None or value > state.best_value:
                 state.best_value, state.best_step, state.evaluations_since_best = value, state.step, 0
                 save_model(self.run / "best", model, self.processor)

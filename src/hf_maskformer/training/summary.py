@@ -11,6 +11,7 @@ from hf_maskformer.training.budget import TrainState
 from hf_maskformer.training.trackers import scalars
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; of getrusage's ru_maxrss
+NO_SCORE = -1.0  # of a metric that found no truth on the val split
 MIB, MIB_IN_GIB = 2**20, 1024
 FACTS = (
     *("main_metric", "steps", "training_minutes", "images_per_second", "data_wait_share"),
@@ -62,7 +63,8 @@ def summary_table(summary: Mapping[str, Any], run: str | Path) -> str:
     """Text table of what `train` returned, and of what lies in the run's folder; what is not known is left out."""
     rows = [*_cost_rows(summary), *_metric_rows(summary)]
     run = Path(run)
-    parts = [(str(run / name), meaning) for name, meaning in PARTS.items() if (run / name).exists()]
+    meanings = PARTS if _has_score(summary) else {**PARTS, "best": "weights that no score has chosen"}
+    parts = [(str(run / name), meaning) for name, meaning in meanings.items() if (run / name).exists()]
     blocks = [_aligned(rows), _aligned(parts)]
     rule = "-" * max((len(line) for block in blocks for line in block), default=0)
     return "\n".join([rule, *blocks[0], rule, *blocks[1], rule])
@@ -85,13 +87,17 @@ def _cost_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
-    if summary.get("best_step") is not None:
+    if summary.get("best_step") is not None and _has_score(summary):
         name = summary.get("main_metric") or "metric"
         rows.append((f"best {name}", f"{summary['best_value']:.4f} at step {summary['best_step']:,}"))
     metrics = {name: value for name, value in scalars(dict(summary)).items() if name not in FACTS}
     for name, value in metrics.items():
-        rows.append((f"final {name}", "-" if value is None or value == -1.0 else _number(value)))  # -1: AP of no truth
+        rows.append((f"final {name}", "-" if value in (None, NO_SCORE) else _number(value)))
     return rows
+
+
+def _has_score(summary: Mapping[str, Any]) -> bool:
+    return summary.get("best_value") not in (None, NO_SCORE)
 
 
 def _number(value: float) -> str:
