@@ -130,6 +130,30 @@ def test_deep_and_float_images_are_drawn(folder: Path) -> None:
     assert draw_sheet(pictures).width > 2000
 
 
+def test_deep_images_need_a_range(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = np.linspace(300, 4000, 48 * 64).reshape(48, 64).astype(np.uint16)
+    (folder / "val" / "images" / "val0.png").unlink()
+    Image.fromarray(deep).save(folder / "val" / "images" / "val0.tif")
+    words = ["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    line = "  more than 8 bits: 1 of mode I;16"
+    assert f"{line}; training needs --intensity-range LOW HIGH\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--strict"])
+    assert stopped.value.code == 1
+    capsys.readouterr()
+    assert main([*words, "--strict", "--intensity-range", "0", "4095"]) == 0
+    assert f"{line}\n" in capsys.readouterr().out
+
+
+def test_the_built_in_scenes_are_nothing_to_inspect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect-dataset", "scenes"]) == 2
+    assert "the built-in scenes are drawn when they are asked for, so there is nothing to" in capsys.readouterr().err
+
+
 def hub_words(folder: Path, tmp_path: Path, *words: str) -> list[str]:
     options = ["--dataset-options", "id2label={0: road, 1: car}", f"cache_dir={tmp_path / 'cache'}"]
     return ["inspect-dataset", str(folder), "--output-dir", str(tmp_path / "out"), *words, *options]

@@ -66,9 +66,8 @@ def test_format_that_does_not_fit(semantic_folder: Path) -> None:
 
 
 def test_task_that_the_format_cannot_serve(semantic_folder: Path, instance_folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match="task 'instance' is not possible with format semantic_maps, allowed: semantic"
-    ):
+    message = "task 'instance' is not possible with format semantic_maps, allowed: semantic; objects are read from"
+    with pytest.raises(ValueError, match=message):
         load(semantic_folder, task="instance")
     with pytest.raises(ValueError, match="task 'panoptic' is not possible with format coco_instance"):
         load(instance_folder, task="panoptic")

@@ -200,6 +200,73 @@ def test_names_files_of_windows_and_names_that_are_no_text(semantic_folder: Path
         load(semantic_folder, cache_dir=cache_dir)
 
 
+def make_binary(root: Path) -> None:
+    for path in root.glob("*/labels/*.png"):
+        values = np.zeros((6, 8), dtype=np.uint8)
+        values[:, 4:] = 255
+        Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_black_and_white_masks_need_a_word_about_255(
+    semantic_folder: Path, cache_dir: str, read_rows: Callable, named: bool
+) -> None:
+    make_binary(semantic_folder)
+    names = {"0": "background", "1": "object"}
+    (semantic_folder / "id2label.json").write_text(json.dumps(names))
+    if not named:
+        (semantic_folder / "id2label.json").unlink()
+    stated = load(semantic_folder, cache_dir=cache_dir, ignore_index=255)
+    assert np.unique(stated.reference(0)).tolist() == [0, 255]
+    words = (
+        r'train/labels/0\.png: maps hold only 0 and 255, of which 255 is void by default.*"255": "object"\}.*'
+        "pass ignore_index=255"
+    )
+    with pytest.raises(ValueError, match=words):  # although the rows are stored for a stated ignore_index
+        load(semantic_folder, cache_dir=cache_dir)
+    _, problems = read_rows(semantic_folder, "list")
+    assert [(problem.kind, problem.file) for problem in problems.found] == [
+        ("unknown_label", str(label_file(semantic_folder)))
+    ]
+    (semantic_folder / "label_table.json").write_text('{"0": "background", "255": "object"}')
+    data = load(semantic_folder, cache_dir=cache_dir)
+    assert data.label_spec.id2label == {0: "background", 1: "object"}
+    assert [segment["area"] for segment in data.row(0)["segments"]] == [24, 24]
+
+
+def test_one_class_and_other_labels_beside_0_and_255_are_no_error(semantic_folder: Path, cache_dir: str) -> None:
+    make_binary(semantic_folder)
+    (semantic_folder / "id2label.json").write_text('{"0": "cell"}')
+    assert load(semantic_folder, cache_dir=cache_dir).label_spec.num_labels == 1
+    (semantic_folder / "id2label.json").unlink()
+    Image.fromarray(np.ones((6, 8), dtype=np.uint8)).save(semantic_folder / "val" / "labels" / "0.png")
+    assert load(semantic_folder, cache_dir=cache_dir).label_spec.num_labels == 2
+    (semantic_folder / "id2label.json").write_text('{"0": "background", "1": "object"}')
+    assert load(semantic_folder, cache_dir=cache_dir).label_spec.num_labels == 2
+    (semantic_folder / "id2label.json").unlink()
+    for path in semantic_folder.glob("*/labels/*.png"):
+        Image.new("L", (8, 6)).save(path)
+    assert load(semantic_folder, split="val", cache_dir=cache_dir).label_spec.id2label == {0: "label_0"}
+
+
+def test_values_of_deep_maps_without_names_may_be_objects(
+    semantic_folder: Path, cache_dir: str, read_rows: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = np.asarray(Image.open(label_file(semantic_folder))).astype(np.uint16)
+    Image.fromarray(deep).save(label_file(semantic_folder))
+    assert read_rows(semantic_folder, "list")[1].found == []
+    (semantic_folder / "id2label.json").unlink()
+    for _ in range(2):  # read, and from what is stored
+        caplog.clear()
+        assert load(semantic_folder, cache_dir=cache_dir).label_spec.num_labels == 3
+        assert caplog.text.count("train/labels/0.png: a map of more than 8 bits whose values have no names") == 1
+        assert "with columns instance_map and semantic_map" in caplog.text
+    _, problems = read_rows(semantic_folder, "list")
+    assert [(problem.kind, problem.file) for problem in problems.found] == [
+        ("unknown_label", str(label_file(semantic_folder)))
+    ]
+
+
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], dtype=np.uint8)
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hf_maskformer.data.segmentation_data import SegmentationData
 
 TASKS = ("semantic", "instance", "panoptic")  # each needs less truth than the next
-TASK_REFUSED = re.compile(r"task '\w+' is not possible with .*, allowed: ([\w, ]+)")  # by `data.sample.check_task`
+# By `data.sample.check_task`.
+TASK_REFUSED = re.compile(r"task '\w+' is not possible with .*, allowed: ([\w, ]+)(; .*)?")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

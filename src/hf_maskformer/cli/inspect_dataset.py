@@ -3,7 +3,8 @@
 hf-maskformer inspect-dataset DIR
 
 Every file is read. Exit code: 0, also where problems were found; with --strict 1 if there is one that training would
-stop at; 2 for a folder that is no dataset. All problems and numbers are in the JSON file, the screen shows the first.
+stop at, or images of more than 8 bits without --intensity-range; 2 for a folder that is no dataset. All problems and
+numbers are in the JSON file, the screen shows the first.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -51,7 +52,8 @@ def run(arguments: Namespace) -> None:
     report = inspect_dataset(
         arguments.dataset, split=arguments.split, format=arguments.format, task=arguments.task, **options
     )
-    print(format_report(report))
+    has_range = options.get("intensity_range") is not None
+    print(format_report(report, has_range))
 
     output, name = Path(arguments.output_dir), Path(arguments.dataset).resolve().name
     numbers = Path(arguments.json or output / f"{name}.json")
@@ -63,7 +65,8 @@ def run(arguments: Namespace) -> None:
         draw_sheet(report.pictures, options.get("intensity_range")).save(overlays)
         written += f"   overlays: {overlays}"
     print(written)
-    if arguments.strict and report.errors:
+    needs_range = not has_range and any(split.deep_modes for split in report.splits)
+    if arguments.strict and (report.errors or needs_range):
         raise SystemExit(1)
 
 

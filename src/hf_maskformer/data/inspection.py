@@ -48,6 +48,11 @@ def inspect_dataset(
     Raises:
         ValueError: the folder does not exist or has no known format, an option or split is not known.
     """
+    if str(root) == "scenes" and format in (None, "scenes") and not Path(root).is_dir():
+        raise ValueError(
+            "the built-in scenes are drawn when they are asked for, so there is nothing to inspect; give a folder or "
+            "the id of a data set on the Hub"
+        )
     layouts: list[tuple[str | None, Layout]]
     without: dict[str | None, str] = {}
     if is_for_hub(root, format, options):

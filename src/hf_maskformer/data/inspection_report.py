@@ -125,6 +125,11 @@ class SplitReport:
     def unused_classes(self) -> list[str]:
         return [entry.name for entry in self.classes if not entry.segments + entry.crowds]
 
+    @property
+    def deep_modes(self) -> dict[str, int]:
+        """Of `modes` those of more than 8 bits, which training refuses without an intensity_range."""
+        return {mode: count for mode, count in self.modes.items() if mode.startswith(("I", "F"))}
+
 
 @dataclass(frozen=True)
 class FoundProblem:

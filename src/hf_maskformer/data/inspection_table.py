@@ -14,8 +14,13 @@ LINE_WIDTH = 240  # of a problem's message
 SPREAD_DIGITS = 4  # significant
 
 
-def format_report(report: DatasetReport) -> str:
-    """Everything but the pictures; long lists are cut and say how much more there is."""
+def format_report(report: DatasetReport, has_intensity_range: bool = False) -> str:
+    """Everything but the pictures; long lists are cut and say how much more there is.
+
+    Args:
+        report: what was found.
+        has_intensity_range: whether one was given, so that images of more than 8 bits can be trained on.
+    """
     lines = [report.root]
     for format_name, group in groupby(
         sorted(report.splits, key=lambda split: split.format), lambda split: split.format
@@ -24,7 +29,7 @@ def format_report(report: DatasetReport) -> str:
         lines += ["", f"format {format_name}"]
         for same in _same_classes(splits):
             lines += ["", *_class_table(same)]
-        lines += ["", *(line for split in splits for line in _split_lines(split))]
+        lines += ["", *(line for split in splits for line in _split_lines(split, has_intensity_range))]
     return "\n".join([*lines, "", *_problem_lines(report)])
 
 
@@ -83,7 +88,7 @@ def _never_used(splits: Sequence[SplitReport], used: Sequence[int]) -> list[str]
     return lines
 
 
-def _split_lines(split: SplitReport) -> list[str]:
+def _split_lines(split: SplitReport, has_intensity_range: bool) -> list[str]:
     kind = "volumes" if split.format == "volumes" else "images"
     if not split.images:
         return [f"{_name(split)}: no {kind} could be read"]
@@ -97,10 +102,10 @@ def _split_lines(split: SplitReport) -> list[str]:
     spacings = [_spread(spread) for name, spread in split.dimensions.items() if name.startswith("spacing")]
     if spacings:
         lines.append(f"  spacing in mm, depth, height, width: {'; '.join(spacings)}")
-    deep = {mode: count for mode, count in split.modes.items() if mode.startswith(("I", "F"))}
-    if deep:
-        what = ", ".join(f"{count} of mode {mode}" for mode, count in deep.items())
-        lines.append(f"  more than 8 bits: {what}; training needs --intensity-range LOW HIGH")
+    if split.deep_modes:
+        what = ", ".join(f"{count} of mode {mode}" for mode, count in split.deep_modes.items())
+        need = "" if has_intensity_range else "; training needs --intensity-range LOW HIGH"
+        lines.append(f"  more than 8 bits: {what}{need}")
     return lines + _segment_lines(split, kind)
 
 

@@ -143,7 +143,12 @@ def _check_reader(layout: Layout) -> None:
 
 def _task_for(format: str, served: tuple[str, ...], task: str | None) -> str:
     if task is not None:
-        check_task(task, served, f"format {format}")
+        try:
+            check_task(task, served, f"format {format}")
+        except ValueError as error:
+            if format != "semantic_maps":
+                raise
+            raise ValueError(f"{error}; objects are read from one PNG per object, COCO JSON or YOLO texts") from error
     return task or served[0]
 
 

@@ -35,7 +35,9 @@ from hf_maskformer.data.sample import check_image_size
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import id_map_to_runs
 
-READER_VERSION = 2
+READER_VERSION = 3
+DEFAULT_VOID = 255
+INFERRED = "the label maps"  # source of a table that no file and no option gave
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LISTED_VALUES = 20
 
@@ -48,7 +50,7 @@ def semantic_maps_source(
     folder: Path,
     root: Path,
     problems: Problems,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     label_table: str | Path | Mapping[Any, str | None] | None = None,
     images: Path | None = None,
     labels: Path | None = None,
@@ -64,8 +66,10 @@ def semantic_maps_source(
         folder: holds images/ and labels/.
         root: where tables are looked for.
         problems: is told of missing partners, values and colours without a label, sizes that differ, unreadable files,
-            two files of one name, and files that are no images.
-        ignore_index: pixel value without a label; a `label_table` may still give it a class.
+            two files of one name, files that are no images, and classes that may be something else: maps of 0 and 255
+            only where 255 is void by default, and maps of more than 8 bits whose values have no names.
+        ignore_index: pixel value without a label; a `label_table` may still give it a class. None = 255, but refused
+            where that leaves one class of black and white masks.
         label_table: a file or dict that says which class each value or colour means.
         images: folder of the images; None = images/ in `folder`.
         labels: folder of the label files; None = labels/ in `folder`.
@@ -76,20 +80,25 @@ def semantic_maps_source(
         DatasetError: a folder without files, a table that cannot be read.
         ValueError: an option of another type.
     """
-    check_ignore_index(ignore_index)
+    void = DEFAULT_VOID if ignore_index is None else ignore_index
+    check_ignore_index(void)
     images, labels = images or folder / "images", labels or folder / "labels"
     image_files, label_files = _Files(images, IMAGE_SUFFIXES), _Files(labels, LABEL_SUFFIXES)
     folders = [labels, *(label_folders or sorted(root.glob("*/labels")))]
-    table = _find_table(root, ignore_index, label_table, folders, problems, cache_dir)
+    table = _find_table(root, void, label_table, folders, problems, cache_dir)
+    doubtful = ignore_index is None and _may_lose_objects(table, root)
     pairs = [
         (path, label_files.by_stem[stem]) for stem, path in image_files.by_stem.items() if stem in label_files.by_stem
     ]
-    options = {"labels": table.label_spec.to_dict(), "colour": table.is_colour}
+    # What is read with a stated ignore_index must not be served to a caller who stated none and is to be warned.
+    options = {"labels": table.label_spec.to_dict(), "colour": table.is_colour, "doubtful": doubtful}
     files = [*image_files.all, *label_files.all]
 
     def rows() -> Iterator[dict[str, Any]]:
         image_files.report(label_files, "image", problems)
         label_files.report(image_files, "label", problems)
+        if doubtful:
+            _check_binary_maps(folders, problems)
         yield from readable_rows(
             pairs, lambda pair: semantic_row(*pair, table, problems, images.parent.parent), problems, where=folder
         )
@@ -240,7 +249,15 @@ def _find_table(
     if names_file.is_file():
         with problem_kind("broken_record", names_file):
             return value_table(_read_names(names_file), ignore_index, str(names_file))
-    values = sorted({value for folder in folders for value in _values_of(folder, ignore_index, cache_dir)})
+    found = [_values_of(folder, ignore_index, cache_dir) for folder in sorted(set(folders))]
+    values = sorted({value for in_folder, _ in found for value in in_folder})
+    for wide in [wide for _, wide in found if wide is not None][:1]:
+        message = (
+            f"{wide}: a map of more than 8 bits whose values have no names; they may be ids of objects. Objects are "
+            "read from one PNG per object, COCO JSON, or through the library `datasets` with columns instance_map and "
+            f"semantic_map. If they are classes, name them in {root / 'label_table.json'}"
+        )
+        problems.warning("unknown_label", wide, message)
     if not have_no_gap(values, ignore_index) or not values:
         hint = "; they look 1-based: subtract 1, or pass ignore_index=0" if values and values[0] == 1 else ""
         with problems.catch(root):
@@ -253,31 +270,75 @@ def _find_table(
         names: dict[int | str, str | None] = {value: f"label_{value}" for value in values}
         return read_label_table(names or {0: "label_0"}, ignore_index)
     logger.warning("%s has no id2label.json: labels %d..%d are taken from the label maps", root, values[0], values[-1])
-    return value_table({value: f"label_{value}" for value in values}, ignore_index, "the label maps")
+    return value_table({value: f"label_{value}" for value in values}, ignore_index, INFERRED)
 
 
-def _values_of(folder: Path, ignore_index: int, cache_dir: str | Path | None) -> list[int]:
-    """Values found in the label maps of a folder, kept on disk until a file changes.
+def _may_lose_objects(table: LabelTable, root: Path) -> bool:
+    """Whether maps of 0 and 255 would leave a class without a pixel, or stand for classes that nobody named."""
+    if table.source == str(root / "id2label.json"):
+        return table.label_spec.num_labels > 1
+    return table.source == INFERRED and table.label_spec.num_labels == 1  # with more there are other values
+
+
+def _check_binary_maps(folders: Sequence[Path], problems: Problems) -> None:
+    """Reports black and white masks: with 255 void their objects would be no part of the truth.
+
+    Reading stops at the first map with another value, so most data sets cost one file more while they are indexed.
+    """
+    white, has_black = None, False
+    for path in (path for folder in dict.fromkeys(folders) for path in _maps_in(folder)):
+        try:
+            values = set(np.unique(read_label_map(path)).tolist())
+        except ValueError:  # it is reported when its own split is read
+            continue
+        if not values <= {0, DEFAULT_VOID}:
+            return
+        has_black = has_black or 0 in values
+        if white is None and DEFAULT_VOID in values:
+            white = path
+    if white is None or not has_black:
+        return
+    with problems.catch(white):
+        message = (
+            f"{white}: maps hold only 0 and 255, of which 255 is void by default. For masks of two classes put "
+            'label_table.json {"0": "background", "255": "object"} beside the splits or pass label_table=...; if 255 '
+            "is really void pass ignore_index=255"
+        )
+        raise DatasetError("unknown_label", white, message)
+
+
+def _maps_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in LABEL_SUFFIXES]
+
+
+def _values_of(folder: Path, ignore_index: int, cache_dir: str | Path | None) -> tuple[list[int], str | None]:
+    """(values in the label maps of a folder, the first map of more than 8 bits), kept on disk until a file changes.
 
     Files that cannot be read add none: they are reported when their own split is read.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in LABEL_SUFFIXES]
+    files = _maps_in(folder)
     fingerprint = files_fingerprint("label_values", READER_VERSION, {"ignore_index": ignore_index}, files)
     stored = cache_folder(cache_dir) / f"{fingerprint}-values.json"
     if stored.is_file():
-        return [int(value) for value in json.loads(stored.read_text(encoding="utf-8"))]
+        content = json.loads(stored.read_text(encoding="utf-8"))
+        return [int(value) for value in content["values"]], content["wide"]
     found: set[int] = set()
+    wide = None
     errors = []
     for path in files:
         try:
-            found.update(np.unique(read_label_map(path)).tolist())
+            labels = read_label_map(path)
         except ValueError as error:
             errors.append(error)
+            continue
+        found.update(np.unique(labels).tolist())
+        if wide is None and labels.dtype.itemsize > 1:
+            wide = str(path)
     if errors and not found:
         raise errors[0]
     values = sorted(found - {ignore_index})
     stored.parent.mkdir(parents=True, exist_ok=True)
     building = stored.with_name(f"{stored.name}.{uuid.uuid4().hex}")
-    building.write_text(json.dumps(values), encoding="utf-8")
+    building.write_text(json.dumps({"values": values, "wide": wide}), encoding="utf-8")
     building.replace(stored)
-    return values
+    return values, wide
