@@ -1,6 +1,7 @@
 """Directories that cannot or must not be loaded, each with its reason."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
 from transformers import MaskFormerImageProcessor as OfficialProcessor
 
+from hf_maskformer.export.export import FILE_NAMES, RECORD_NAME
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
 
@@ -96,6 +98,42 @@ def test_path_that_does_not_exist(tmp_path):
         Predictor(tmp_path / "absent")
     with pytest.raises(ValueError, match="no-such-owner/no-such-model is no directory or Hub id that can be loaded"):
         Predictor("no-such-owner/no-such-model")
+
+
+def test_a_torch_export_program_says_what_loads_it(tmp_path):
+    path = tmp_path / FILE_NAMES["torch-export"]
+    path.write_bytes(b"PK")
+    message = (
+        f"{path} is a torch-export program, which torch.export.load loads; Predictor runs checkpoints (a directory or "
+        "Hub id) and .onnx files, which `hf-maskformer export --format onnx` writes"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Predictor(path)
+
+
+def test_a_file_of_a_checkpoint_is_not_the_checkpoint(checkpoint):
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file; pass the directory of a checkpoint"):
+        Predictor(checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["model.onnx", "model.int8.onnx"], "pass a file in it: {folder}/model.int8.onnx or {folder}/model.onnx"),
+        (["model.onnx", "model.pt2"], "pass a file in it: {folder}/model.onnx"),
+        (
+            ["model.pt2"],
+            "torch.export.load loads {folder}/model.pt2; for Predictor pass the checkpoint that it was made of, or an "
+            ".onnx file (`hf-maskformer export --format onnx`)",
+        ),
+    ],
+)
+def test_a_folder_of_exported_files_says_which_to_pass(tmp_path, files, message):
+    for name in (*files, RECORD_NAME, "preprocessor_config.json"):
+        (tmp_path / name).touch()
+    expected = f"{tmp_path} holds an exported model and no checkpoint (config.json); {message.format(folder=tmp_path)}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        Predictor(str(tmp_path))
 
 
 def test_an_official_checkpoint_stores_no_task_and_no_things(tmp_path):

@@ -1,5 +1,6 @@
 """Sources of frames, and a predictor that goes through them."""
 
+import re
 import sys
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_a_broken_frame_is_named_after_the_batches_before_it(predictor, tmp_path
         next(stream)
 
 
+@pytest.mark.parametrize("bad", [["b"], ["a", "b"], ["c", "d", "e"], ["a", "b", "c", "d", "e"]])
+def test_broken_frames_may_be_skipped(predictor, tmp_path, caplog, bad):
+    """Batches of 2: with one of them bad, with all bad, and a folder without a good one."""
+    for name in "abcde":
+        Image.fromarray(picture(ord(name))).save(tmp_path / f"{name}.png")
+    for name in bad:
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    good = [name for name in "abcde" if name not in bad]
+    results = list(predictor.stream(tmp_path, on_bad_sample="skip"))
+    assert [result.name for result in results] == good
+    for name, result in zip(good, results, strict=True):
+        assert result.file_name == str(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(result.image, picture(ord(name)))
+    messages = [record.getMessage() for record in caplog.records if record.name.endswith("predictor")]
+    assert len(messages) == len(bad)
+    for name, message in zip(bad, messages, strict=True):
+        assert message.startswith("skipped: ")
+        assert str(tmp_path / f"{name}.png") in message
+
+
 def test_names_are_unique_and_those_of_arrays_are_not_kept():
     names = UniqueNames()
     images = ["a/x.png", picture(0), "b/x.png", "image-0002.png", "image-0009.png", picture(1), "x-2.png"]
@@ -69,6 +90,10 @@ def test_wrong_arguments(predictor, tmp_path):
         predictor.stream([], on_full="wait")
     with pytest.raises(ValueError, match=r"queue_size must be at least 1, got 0"):
         predictor.stream([], queue_size=0)
+    with pytest.raises(ValueError, match=r"on_bad_sample 'ignore' is not allowed: raise, skip"):
+        predictor.stream([], on_bad_sample="ignore")
+    with pytest.raises(ValueError, match=r"a path, the number of a camera, .* got True"):
+        predictor.stream(np.bool_(True))
     with pytest.raises(ValueError, match=r"holds no image; known endings"):
         predictor.stream(tmp_path)
     with pytest.raises(ValueError, match=r"clip.mp4 does not exist"):
@@ -120,3 +145,34 @@ def test_a_video_gives_its_frames_in_rgb(monkeypatch, tmp_path, source):
     monkeypatch.setattr(OpenCv, "VideoCapture", lambda name: Capture([]))
     with pytest.raises(ValueError, match=r"frame 1 of camera 0 cannot be read"):
         list(frames_of(0))
+
+
+@pytest.mark.parametrize(
+    ("source", "handed", "name"),
+    [
+        ("rtsp://host:554/live", "rtsp://host:554/live", "video rtsp://host:554/live"),
+        ("rtsp://me:secret@host/live", "rtsp://me:secret@host/live", "video rtsp://host/live"),
+        ("http://host/x.mp4", "http://host/x.mp4", "video http://host/x.mp4"),
+        ("https://host/a//x.m3u8?k=1", "https://host/a//x.m3u8?k=1", "video https://host/a//x.m3u8?k=1"),
+        (np.int64(0), 0, "camera 0"),
+        (np.uint8(3), 3, "camera 3"),
+    ],
+)
+def test_urls_and_camera_numbers_reach_opencv_unchanged(monkeypatch, source, handed, name):
+    given = []
+
+    class OpenCv:
+        opened = True
+
+        @classmethod
+        def VideoCapture(cls, source):
+            given.append(source)
+            return Capture([picture(1)], cls.opened)
+
+    monkeypatch.setitem(sys.modules, "cv2", OpenCv)
+    assert len(list(frames_of(source))) == 1
+    assert given == [handed]
+    assert type(given[0]) is type(handed)
+    OpenCv.opened = False
+    with pytest.raises(ValueError, match=f"^{re.escape(name)} cannot be opened$"):
+        frames_of(source)

@@ -1,6 +1,7 @@
 """Predictor: what it reads, that its answers are the model's, and what it refuses."""
 
 import copy
+import re
 import time
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_every_kind_of_input_gives_the_same(predictor, tmp_path):
     Image.fromarray(array).save(path)
     results = predictor([array, Image.fromarray(array), path, str(path)])
     assert [result.name for result in results] == ["image-0001", "image-0002", "photo", "photo-2"]
+    assert [result.file_name for result in results] == [None, None, str(path), str(path)]
     for result in results:
         np.testing.assert_array_equal(result.segmentation, results[0].segmentation)
         np.testing.assert_array_equal(result.image, array)
@@ -213,6 +215,12 @@ def test_broken_file_is_named(predictor, tmp_path):
         predictor(path)
     with pytest.raises(ValueError, match=r"absent\.jpg"):
         predictor(tmp_path / "absent.jpg")
+
+
+def test_a_folder_is_for_stream(predictor, tmp_path):
+    message = f"{tmp_path} is a folder; Predictor.stream and `hf-maskformer predict` take folders"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        predictor(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_panoptic_png_holds_large_ids(tmp_path):
 def test_saved_semantic_labels(tmp_path, classes, void, mode):
     paths = result("semantic", classes).save(tmp_path, stem="other")
     assert [path.name for path in paths] == ["other_overlay.png", "other_labels.png", "other_segments.json"]
+    assert json.loads(paths[2].read_text())["name"] == "other"
     with Image.open(paths[1]) as png:
         assert png.mode == mode
         assert np.asarray(png).tolist() == [[0, 0, 0, void], [0, 0, 2, 2], [2, 2, 2, 2]]

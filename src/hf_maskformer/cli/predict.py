@@ -34,6 +34,7 @@ def run(arguments: Namespace) -> None:
     check_device(arguments.device)
     from tqdm.auto import tqdm
 
+    from hf_maskformer.inference.frames import UniqueNames
     from hf_maskformer.inference.predictor import Predictor
 
     predictor = Predictor(
@@ -44,9 +45,10 @@ def run(arguments: Namespace) -> None:
         intensity_range=values,
     )
     output = Path(arguments.output_dir)
-    names = unique_names(images)
+    names = UniqueNames()
     written = 0
-    for path in tqdm(images, desc="predict", unit="image"):
+    for index, path in enumerate(tqdm(images, desc="predict", unit="image")):
+        name = names.name(path, index)  # also of an image that is skipped: the others keep theirs
         try:
             (result,) = predictor([path])
         except ValueError as error:
@@ -54,7 +56,7 @@ def run(arguments: Namespace) -> None:
                 raise
             logger.warning("skipped: %s", error)
             continue
-        result.save(output, stem=names[path])
+        result.save(output, stem=name)
         written += 1
     print(f"{written} of {len(images)} images segmented, results in {output}")
 
@@ -76,13 +78,3 @@ def image_files(given: list[str]) -> list[Path]:
         else:
             raise ValueError(f"image {path} does not exist")
     return list(dict.fromkeys(files))
-
-
-def unique_names(files: list[Path]) -> dict[Path, str]:
-    """Beginning of each result's file names: the stem, with a number where two images share it."""
-    seen: dict[str, int] = {}
-    names = {}
-    for path in files:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        names[path] = path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}"
-    return names

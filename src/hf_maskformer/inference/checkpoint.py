@@ -12,7 +12,8 @@ from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImage
 from hf_maskformer.model.modeling_hf_maskformer import HfMaskFormerForUniversalSegmentation
 from hf_maskformer.model.official import official_source
 
-ONNX_SUFFIX = ".onnx"
+ONNX_SUFFIX, PROGRAM_SUFFIX = ".onnx", ".pt2"
+EXPORT_RECORD = "export.json"  # that `hf-maskformer export` leaves; its module imports this package, not the reverse
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -23,8 +24,9 @@ def load_checkpoint(source: str | Path) -> tuple[Any, HfMaskFormerImageProcessor
     `thing_label_ids` of its processor are None. Class names stand in the model's config.
 
     Raises:
-        ValueError: the directory does not exist, lacks a file, holds another model type or only pickled weights, a
-            file is damaged, or config and image processor differ in task, labels or thing classes.
+        ValueError: the directory does not exist, lacks a file, holds another model type, only pickled weights or only
+            exported files, a file is damaged or of another kind, or config and image processor differ in task, labels
+            or thing classes.
     """
     folder = Path(source)
     if folder.suffix == ONNX_SUFFIX and not folder.is_dir():
@@ -32,7 +34,14 @@ def load_checkpoint(source: str | Path) -> tuple[Any, HfMaskFormerImageProcessor
         check_agreement(onnx_model.config, processor, str(source))
         return onnx_model, processor
     if folder.is_dir():
-        _check_processor_file(folder)
+        _check_files(folder)
+    elif folder.suffix == PROGRAM_SUFFIX:
+        raise ValueError(
+            f"{source} is a torch-export program, which torch.export.load loads; Predictor runs checkpoints (a "
+            f"directory or Hub id) and {ONNX_SUFFIX} files, which `hf-maskformer export --format onnx` writes"
+        )
+    elif folder.is_file():
+        raise ValueError(f"{source} is a file; pass the directory of a checkpoint, a Hub id or an {ONNX_SUFFIX} file")
     elif not HUB_ID.fullmatch(str(source)):
         raise ValueError(f"{source} is no directory and cannot be a Hub id (name or owner/name)")
     try:
@@ -65,9 +74,21 @@ def check_agreement(config: Any, processor: Any, where: str) -> None:
             )
 
 
-def _check_processor_file(folder: Path) -> None:
-    """A missing config or missing weights are the model's own check; this one is the processor's."""
+def _check_files(folder: Path) -> None:
+    """A missing config or missing weights are the model's own check; these are the processor's and the export's."""
     names = sorted(path.name for path in folder.iterdir())
+    if EXPORT_RECORD in names and "config.json" not in names:
+        programs = [str(folder / name) for name in names if name.endswith((ONNX_SUFFIX, PROGRAM_SUFFIX))]
+        runnable = [program for program in programs if program.endswith(ONNX_SUFFIX)]
+        if runnable:
+            way_out = f"pass a file in it: {' or '.join(runnable)}"
+        else:
+            found = " or ".join(programs) or "its file, which is not there"
+            way_out = (
+                f"torch.export.load loads {found}; for Predictor pass the checkpoint that it was made of, or an "
+                f"{ONNX_SUFFIX} file (`hf-maskformer export --format onnx`)"
+            )
+        raise ValueError(f"{folder} holds an exported model and no checkpoint (config.json); {way_out}")
     if "config.json" in names and IMAGE_PROCESSOR_NAME not in names:
         raise ValueError(f"{folder} has no {IMAGE_PROCESSOR_NAME}; it holds {names[:10]}")
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.DOTALL)  # a scheme of one letter would be a drive of Windows
+LOGIN = re.compile(r"://[^/@]*@")  # user and password, which no message shows
 NUMBERED_NAME = re.compile(r"image-(\d{4,})")
 
 AnyInput = str | Path | Image.Image | np.ndarray
@@ -19,21 +21,23 @@ def frames_of(source: Any) -> Iterable[AnyInput]:
     """The images of a source, in their order; files of images are named, not yet read.
 
     Args:
-        source: a video file or the number of a camera (both need OpenCV), a folder of images (sorted by name), one
-            image, or an iterable of images.
+        source: a video file, the URL of a video (`scheme://`) or the number of a camera (these need OpenCV), a folder
+            of images (sorted by name), one image, or an iterable of images.
 
     Raises:
-        ValueError: the source does not exist or holds no image.
+        ValueError: the source does not exist, holds no image or cannot be opened.
         ImportError: a video without OpenCV.
     """
-    if isinstance(source, bool):
+    if isinstance(source, (bool, np.bool_)):
         raise ValueError(f"source must be a path, the number of a camera, an image or an iterable, got {source}")
-    if isinstance(source, int):
-        return _video_frames(source, f"camera {source}")
+    if isinstance(source, (int, np.integer)):
+        return _video_frames(int(source), f"camera {source}")
     if isinstance(source, (Image.Image, np.ndarray)):
         return [source]
     if not isinstance(source, (str, Path)):
         return source
+    if isinstance(source, str) and URL.fullmatch(source):  # a Path would turn its // into /
+        return _video_frames(source, f"video {LOGIN.sub('://', source)}")
     path = Path(source)
     if path.is_dir():
         return folder_images(path)

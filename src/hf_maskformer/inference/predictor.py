@@ -1,8 +1,10 @@
 """From images to segments in one call: read, process, run the model, post-process."""
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from hf_maskformer.data.dataset_index import check_on_bad_sample
 from hf_maskformer.data.sample import image_to_rgb, read_image
 from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
 from hf_maskformer.inference.frames import AnyInput, UniqueNames, frames_of
@@ -20,6 +23,8 @@ from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
 from hf_maskformer.model.postprocess import logits_per_image, semantic_scores
 from hf_maskformer.model.processor_settings import check_merge
 from hf_maskformer.model.resampling import resize_maps
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("semantic", "instance", "panoptic")
 SCORE_DECIMALS = 6
@@ -122,18 +127,21 @@ class Predictor:
         batches = self._batches(images, self.batch_size)
         return [result for batch in batches for result in self._results(self._forward(self._prepare(batch)))]
 
-    def stream(self, source: Any, *, queue_size: int = 4, on_full: str = "block") -> Iterator[SegmentationResult]:
+    def stream(
+        self, source: Any, *, queue_size: int = 4, on_full: str = "block", on_bad_sample: str = "raise"
+    ) -> Iterator[SegmentationResult]:
         """Results one after the other, in the order of the frames, with a memory that does not grow.
 
         Reading, the forward pass and post-processing work at the same time, each on another batch. A frame without a
-        file is named by its number, `image-0001` and so on; numbers of dropped frames are missing.
+        file is named by its number, `image-0001` and so on; numbers of dropped and skipped frames are missing.
 
         Args:
-            source: a video file or the number of a camera (both need OpenCV), a folder, one image, or an iterable of
-                what the call takes.
+            source: a video file, the URL of a video (`rtsp://...`) or the number of a camera (these need OpenCV), a
+                folder, one image, or an iterable of what the call takes.
             queue_size: batches that may wait between two stages.
             on_full: where the model is behind: "block", the source waits and every frame gets a result; or "drop", for
                 cameras: frames go through one by one, and the oldest that waits is forgotten for a new one.
+            on_bad_sample: "raise" the ValueError of an image that cannot be read, or "skip" it with a warning.
 
         Raises:
             ValueError: an image cannot be read, after the results of the batches before it; the message names its file
@@ -144,8 +152,9 @@ class Predictor:
             raise ValueError(f"on_full must be 'block' or 'drop', got {on_full!r}")
         if queue_size < 1:
             raise ValueError(f"queue_size must be at least 1, got {queue_size}")
+        check_on_bad_sample(on_bad_sample)
         batches = self._batches(frames_of(source), self.batch_size if on_full == "block" else 1)
-        stages = (self._prepare, self._forward)
+        stages = (partial(self._prepare, on_bad_sample=on_bad_sample), self._forward)
         prepared = overlapped(batches, stages, queue_size=queue_size, drop=on_full == "drop")
         return (result for batch in prepared for result in self._results(batch))
 
@@ -155,13 +164,27 @@ class Predictor:
         while taken := list(islice(numbered, size)):
             yield _Batch(taken, [names.name(image, index) for index, image in taken])
 
-    def _prepare(self, batch: _Batch) -> _Batch:
-        batch.images = [self._read(image, index) for index, image in batch.sources]
-        batch.tensors = self.processor(images=batch.images, return_tensors="pt")
-        return batch
+    def _prepare(self, batch: _Batch, on_bad_sample: str = "raise") -> _Batch:
+        """Read and processed; with "skip" without the images that cannot be read, and perhaps without any."""
+        read = _Batch([], [])
+        for (index, image), name in zip(batch.sources, batch.names, strict=True):
+            try:
+                read.images.append(self._read(image, index))
+            except ValueError as error:
+                if on_bad_sample == "raise":
+                    raise
+                logger.warning("skipped: %s", error)
+                continue
+            read.sources.append((index, image))
+            read.names.append(name)
+        if read.images:
+            read.tensors = self.processor(images=read.images, return_tensors="pt")
+        return read
 
     @torch.inference_mode()
     def _forward(self, batch: _Batch) -> _Batch:
+        if not batch.images:
+            return batch
         inputs = {name: batch.tensors[name].to(self.device) for name in ("pixel_values", "pixel_mask")}
         batch.tensors = self.model(**inputs)
         return batch
@@ -169,6 +192,8 @@ class Predictor:
     @torch.inference_mode()
     def _results(self, batch: _Batch) -> list[SegmentationResult]:
         images, outputs = batch.images, batch.tensors
+        if not images:
+            return []
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         if self.task == "semantic":
             found = self._semantic(outputs, sizes)
@@ -186,8 +211,11 @@ class Predictor:
                 id2label=self.id2label,
                 image=image,
                 name=name,
+                file_name=str(source) if isinstance(source, (str, Path)) else None,
             )
-            for (segmentation, segments), image, name in zip(found, images, batch.names, strict=True)
+            for (segmentation, segments), image, name, (_, source) in zip(
+                found, images, batch.names, batch.sources, strict=True
+            )
         ]
 
     def _semantic(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, list[dict[str, Any]]]]:
@@ -222,6 +250,8 @@ class Predictor:
     def _read(self, image: AnyInput, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
         if isinstance(image, (str, Path)):
+            if Path(image).is_dir():
+                raise ValueError(f"{image} is a folder; Predictor.stream and `hf-maskformer predict` take folders")
             return read_image(image, self.intensity_range)
         where = f"image {index}"
         if isinstance(image, np.ndarray):

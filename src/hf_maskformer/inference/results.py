@@ -28,6 +28,7 @@ class SegmentationResult:
         id2label: names of all classes of the model.
         image: (H, W, 3) uint8, the image as it was read.
         name: file name without its ending, or "image-0001" and so on for an image that came without a file.
+        file_name: path of the file as it was given; None for an image that came without one.
     """
 
     segmentation: np.ndarray
@@ -36,6 +37,7 @@ class SegmentationResult:
     id2label: Mapping[int, str]
     image: np.ndarray
     name: str
+    file_name: str | None = None
 
     def semantic_map(self, void: int = -1) -> np.ndarray:
         """(H, W) int32 label ids, `void` where there is no segment."""
@@ -66,7 +68,7 @@ class SegmentationResult:
         - `STEM_overlay.png`: the picture with its legend;
         - `STEM_labels.png` (semantic): grey values are label ids, 255 is void (16 bit and 65535 when there are more
           than 255 classes); or `STEM_panoptic.png` (instance, panoptic): COCO's coding, id = R + 256 G + 65536 B;
-        - `STEM_segments.json`: size, task and all segments with their COCO RLE.
+        - `STEM_segments.json`: the stem as `name`, the image's path, size, task and all segments with their COCO RLE.
 
         Args:
             directory: created where it does not exist; files of the same name are replaced.
@@ -83,13 +85,21 @@ class SegmentationResult:
             id_map = folder / f"{stem}_panoptic.png"
             Image.fromarray(ids_to_panoptic_png(self.segmentation)).save(id_map)
         segments = folder / f"{stem}_segments.json"
-        segments.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        description = {**self.to_dict(), "name": stem}
+        segments.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         return [overlay, id_map, segments]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description without pixels other than the RLE."""
         height, width = self.segmentation.shape
-        return {"name": self.name, "task": self.task, "height": height, "width": width, "segments": self.segments}
+        return {
+            "name": self.name,
+            "file_name": self.file_name,
+            "task": self.task,
+            "height": height,
+            "width": width,
+            "segments": self.segments,
+        }
 
     def _label_image(self) -> np.ndarray:
         """(H, W) uint8, or uint16 where the label ids do not fit."""
