@@ -33,7 +33,7 @@ CARDS = ROOT / "model_cards"
 PAGES = {
     "README.md": ("headline",),
     "docs/results.md": ("quickstart", "comparison", "members", "start", "padding", "realtime", "complexity", "tools"),
-    "docs/performance.md": ("speed", "bf16", "export"),
+    "docs/performance.md": ("speed", "bf16", "export", "stream"),
 }
 PADDING_PRESET = "maskformer-light"  # of the CamVid model that benchmarks/padding.py is run with
 CONVERGENCE_PRESETS = {"camvid": "maskformer-light", "nuclei": "maskformer-light-anchored"}
@@ -63,7 +63,8 @@ def pages() -> dict[str, str]:
         **{name: joined(blocks) for name, blocks in figures_by_section().items()},
         "tools": joined(tool_figures()),
         "bf16": bf16(read("bf16_agreement.json")),
-        "export": [*quantized(read("export_quantized.json")), "", *parity(read("export_parity.json"))],
+        "export": joined([quantized(read("export_quantized.json")), parity(read("export_parity.json"))]),
+        "stream": streamed(read("stream.json")),
         "speed": speed([read(f"speed_{suite}.json") for suite in SUITES]),
     }
     texts = {}
@@ -263,6 +264,15 @@ def quantized(result: dict[str, Any]) -> list[str]:
         "the validation split):",
         "",
         *quantized_table(result["rows"]).splitlines(),
+    ]
+
+
+def streamed(result: dict[str, Any]) -> list[str]:
+    first, *_, last = result["resident_mib"]
+    return [
+        f"A stream of {result['frames']} CamVid images through the quickstart's model (`benchmarks/stream.py`, "
+        f"{result['hardware']}): all in order, {result['frames_per_second']:.1f} a second, {first:.0f} MiB in use at "
+        f"the beginning and {last:.0f} at the end."
     ]
 
 
