@@ -64,3 +64,13 @@ def test_a_void_value_is_no_label():
     spec, label = with_background(LabelSpec({0: "a", 1: "b"}, thing_label_ids=(0,), ignore_index=2))
     assert (label, spec.ignore_index, spec.thing_label_ids) == (2, 3, (0,))
     assert spec.id2label == {0: "a", 1: "b", 2: "background"}
+
+
+def test_an_area_below_zero_is_replaced(tmp_path, cache_dir, caplog):
+    folder = write_objects(tmp_path / "a", [CORNER])
+    content = json.loads((folder / "instances.json").read_text())
+    content["annotations"][0]["area"] = -1
+    (folder / "instances.json").write_text(json.dumps(content))
+    data = load(folder, split=None, cache_dir=cache_dir)
+    assert data.reference(0)["area"].tolist() == [4]
+    assert "has area -1, which is no area; its 4 pixels are taken" in caplog.text
