@@ -13,9 +13,10 @@ from hf_maskformer.model.label_spec import LabelSpec
 BACKGROUND = "background"
 
 
-def knows_objects_only(tasks: Sequence[str]) -> bool:
-    """Whether the truth of a format that serves `tasks`, the default first, ends where its objects end."""
-    return tasks[0] == "instance"
+def needs_background(task: str, served: Sequence[str]) -> bool:
+    """Whether `task` labels all pixels, and the truth of a format that serves these tasks ends where its objects end,
+    as it does where the default, the first, is the instances."""
+    return task == "semantic" and served[0] == "instance"
 
 
 def with_background(label_spec: LabelSpec) -> tuple[LabelSpec, int]:

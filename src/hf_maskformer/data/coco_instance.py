@@ -1,6 +1,5 @@
 """COCO instance files: images and one JSON with polygons or run-length codes that may overlap, and crowds."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from hf_maskformer.data.coco_files import (
 from hf_maskformer.data.dataset_index import DatasetSource, files_fingerprint, path_image, readable_rows
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.run_segments import stored_segment
-from hf_maskformer.data.segments import warn_box, warn_identical
+from hf_maskformer.data.segments import kept_area, warn_box, warn_identical
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import MaskRuns, check_polygon, list_polygons, points_to_runs, rles_to_runs
 
@@ -201,11 +200,7 @@ def _segment(
     size: tuple[int, int],
     problems: Problems,
 ) -> dict[str, Any]:
-    area = mask.annotation.get("area", pixels)
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
-        message = f"{path}: {mask.where} has area {area!r:.80}, which is no area; its {pixels} pixels are taken"
-        problems.warning("broken_record", path, message)
-        area = pixels
+    area = kept_area(mask.annotation.get("area"), pixels, path, mask.where, problems)
     if "bbox" in mask.annotation:
         box = warn_box(path, mask.where, mask.annotation["bbox"], box, size, problems, mask.polygons)
     return stored_segment(mask.id, mask.label_id, mask.iscrowd, area, box, text)

@@ -3,7 +3,6 @@
 Five kinds of truth: a semantic map, a panoptic map with segments_info, an instance map, COCO objects, mask images.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hf_maskformer.data.column_images import image_name, stored_image, stored_pi
 from hf_maskformer.data.columns import CATEGORY_FIELDS, SEGMENTATION_FIELDS, Columns
 from hf_maskformer.data.problems import DatasetError, Problems, problem_kind
 from hf_maskformer.data.run_segments import runs_to_segments, stored_segment
-from hf_maskformer.data.segments import warn_box, warn_identical
+from hf_maskformer.data.segments import kept_area, warn_box, warn_identical
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import id_map_to_runs, panoptic_png_to_ids, rle_area, rle_bbox, segmentation_to_rle
 
@@ -261,13 +260,7 @@ def _object_segment(
     box = rle_bbox(rle)
     if record.get("bbox") is not None:
         box = warn_box(Path(where), object_name, record["bbox"], box, size, problems)
-    area = record.get("area")
-    if area is None:
-        area = pixels
-    if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
-        message = f"{where}: {object_name} has area {area!r:.80}, which is no area; its {pixels} pixels are taken"
-        problems.warning("broken_record", where, message)
-        area = pixels
+    area = kept_area(record.get("area"), pixels, where, object_name, problems)
     iscrowd = flag_of(record, ("iscrowd", "is_crowd"), where, object_name)
     return stored_segment(object_id, label, iscrowd, area, box, rle["counts"])
 

@@ -17,7 +17,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
-from hf_maskformer.data.background import knows_objects_only
+from hf_maskformer.data.background import needs_background
 from hf_maskformer.data.column_classes import ColumnClasses
 from hf_maskformer.data.column_rows import ColumnRows
 from hf_maskformer.data.columns import Columns, resolve_columns
@@ -95,7 +95,7 @@ def load_hub(
     else:
         dataset = indexed_dataset(_source(opened, problems), problems, rows.where, options.get("cache_dir"))
     spec, left_out = rows.classes.label_spec, problems.left_out
-    background = task == "semantic" and knows_objects_only(opened.tasks)
+    background = needs_background(task, opened.tasks)
     intensity_range = options.get("intensity_range")
     return SegmentationData(dataset, spec, task, "hub", split, intensity_range, left_out, background)
 

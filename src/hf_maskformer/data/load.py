@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_maskformer.data.ade20k import ade20k_source
-from hf_maskformer.data.background import knows_objects_only
+from hf_maskformer.data.background import needs_background
 from hf_maskformer.data.cityscapes import cityscapes_source
 from hf_maskformer.data.coco_instance import coco_instance_source
 from hf_maskformer.data.coco_panoptic import coco_panoptic_source
@@ -45,6 +45,7 @@ __all__ = [
 
 # Options of every format that is read from files: where the rows are stored, and how wide images become 8-bit.
 FILE_OPTIONS = ("cache_dir", "intensity_range")
+TASK_HINTS = {"semantic_maps": "; objects are read from one PNG per object, COCO JSON or YOLO texts"}
 HUB_MARKS = ("columns", "data_files")  # options that only the library `datasets` can serve
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # name or owner/name
 FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -104,7 +105,7 @@ def load(
     dataset = indexed_dataset(source, problems, root, options.get("cache_dir"))
     intensity_range = options.get("intensity_range")
     spec, left_out = source.label_spec, problems.left_out
-    background = task == "semantic" and knows_objects_only(layout.served_tasks())
+    background = needs_background(task, layout.served_tasks())
     return SegmentationData(dataset, spec, task, layout.format, split, intensity_range, left_out, background)
 
 
@@ -143,12 +144,7 @@ def _check_reader(layout: Layout) -> None:
 
 def _task_for(format: str, served: tuple[str, ...], task: str | None) -> str:
     if task is not None:
-        try:
-            check_task(task, served, f"format {format}")
-        except ValueError as error:
-            if format != "semantic_maps":
-                raise
-            raise ValueError(f"{error}; objects are read from one PNG per object, COCO JSON or YOLO texts") from error
+        check_task(task, served, f"format {format}", TASK_HINTS.get(format, ""))
     return task or served[0]
 
 

@@ -242,6 +242,7 @@ def group_by_task(
     return alone | merged, targets, np.concatenate([labels[alone], merged_labels]).astype(np.int64)
 
 
-def check_task(task: str, allowed: Sequence[str], where: str) -> None:
+def check_task(task: str, allowed: Sequence[str], where: str, hint: str = "") -> None:
+    """ValueError for a task that is not allowed; `hint` ends the message."""
     if task not in allowed:
-        raise ValueError(f"task {task!r} is not possible with {where}, allowed: {', '.join(allowed)}")
+        raise ValueError(f"task {task!r} is not possible with {where}, allowed: {', '.join(allowed)}{hint}")

@@ -19,13 +19,14 @@ from hf_maskformer.export.agreement import Agreement, ExportError, Run, check
 from hf_maskformer.export.examples import example_inputs, resized
 from hf_maskformer.export.graph import INPUTS, LogitsGraph, SemanticGraph, may_have_free_size, trace
 from hf_maskformer.export.variants import make_variant
+from hf_maskformer.inference.checkpoint import EXPORT_RECORD
 from hf_maskformer.inference.onnx_model import METADATA_KEY, open_session
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "torch-export")
 FILE_NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-RECORD_NAME = "export.json"
+RECORD_NAME = EXPORT_RECORD
 OPSET = 18  # the first with the antialiasing flag of Resize; read by onnxruntime from 1.14 on
 OTHER_SCALES = (0.5, 1.5)  # of the canvas, that a file with a free size is also tried at
 
