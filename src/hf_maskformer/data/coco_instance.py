@@ -200,7 +200,7 @@ def _segment(
     size: tuple[int, int],
     problems: Problems,
 ) -> dict[str, Any]:
-    area = kept_area(mask.annotation.get("area"), pixels, path, mask.where, problems)
+    area = kept_area(mask.annotation.get("area", pixels), pixels, path, mask.where, problems)
     if "bbox" in mask.annotation:
         box = warn_box(path, mask.where, mask.annotation["bbox"], box, size, problems, mask.polygons)
     return stored_segment(mask.id, mask.label_id, mask.iscrowd, area, box, text)

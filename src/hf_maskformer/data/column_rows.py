@@ -260,7 +260,9 @@ def _object_segment(
     box = rle_bbox(rle)
     if record.get("bbox") is not None:
         box = warn_box(Path(where), object_name, record["bbox"], box, size, problems)
-    area = kept_area(record.get("area"), pixels, where, object_name, problems)
+    # Arrow fills fields that a record lacks with null: here it is no value, where a JSON file's null is a wrong one.
+    stored_area = record.get("area")
+    area = kept_area(pixels if stored_area is None else stored_area, pixels, where, object_name, problems)
     iscrowd = flag_of(record, ("iscrowd", "is_crowd"), where, object_name)
     return stored_segment(object_id, label, iscrowd, area, box, rle["counts"])
 

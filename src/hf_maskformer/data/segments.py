@@ -13,9 +13,7 @@ BOX_TOLERANCE = 1.0  # pixels that a side of a stored box may lie away from its 
 
 
 def kept_area(stored: Any, pixels: int, path: Path | str, where: str, problems: Problems) -> float:
-    """The area to keep of a segment: `stored`, or its pixels: for None, and with a warning where that is no area."""
-    if stored is None:
-        return pixels
+    """The area to keep of a segment: `stored`, or its pixels, with a warning, where that is no area."""
     if isinstance(stored, bool) or not isinstance(stored, (int, float)) or not 0 <= stored < math.inf:
         message = f"{path}: {where} has area {stored!r:.80}, which is no area; its {pixels} pixels are taken"
         problems.warning("broken_record", path, message)
