@@ -241,7 +241,8 @@ def test_the_possible_task_is_named(ours, folders, tmp_path, capsys):
     error = failure(capsys, words_for(ours, folders, tmp_path, format="instance"))
     assert error.endswith("choose --task semantic or instance")
     asked = failure(capsys, [*words[:4], "--task", "panoptic", *words[4:]])
-    assert asked.endswith("allowed: semantic; objects are read from one PNG per object, COCO JSON or YOLO texts")
+    assert "allowed: semantic; objects are read from maps of their ids (format instance_maps), one PNG" in asked
+    assert asked.endswith("COCO JSON or YOLO texts")
 
 
 def test_unreadable_images_are_counted_and_listed(ours, folders, tmp_path, capsys):

@@ -266,6 +266,31 @@ def object_folder(tmp_path: Path, overlapping_masks: np.ndarray) -> Path:
 
 
 @pytest.fixture
+def id_map() -> np.ndarray:
+    """(H, W) uint8: object 3 in two pieces, object 7 that touches one of them."""
+    ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    ids[0:2, 0:3] = 3
+    ids[5, 7] = 3
+    ids[2:5, 1:4] = 7
+    return ids
+
+
+@pytest.fixture
+def id_map_folder(tmp_path: Path, id_map: np.ndarray) -> Path:
+    """Training image a with the two objects of `id_map`, b with object 255; validation image c as a."""
+    root = tmp_path / "cells"
+    one = np.zeros_like(id_map)
+    one[1:3, 2:6] = 255
+    maps = {("train", "a"): id_map, ("train", "b"): one, ("val", "c"): id_map}
+    for number, ((split, name), ids) in enumerate(maps.items()):
+        for part in ("images", "instance_maps"):
+            (root / split / part).mkdir(parents=True, exist_ok=True)
+        _grey(40 * number).save(root / split / "images" / f"{name}.png")
+        Image.fromarray(ids).save(root / split / "instance_maps" / f"{name}.png")
+    return root
+
+
+@pytest.fixture
 def load_set(tmp_path: Path) -> Callable[..., SegmentationData]:
     """Saves a data set with `save_to_disk` and loads it."""
 

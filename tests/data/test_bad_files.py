@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from hf_maskformer.data.dataset_index import readable_rows
 from hf_maskformer.data.load import load
@@ -85,6 +86,16 @@ def test_colours_of_16_bits_are_found_while_indexing(
 ) -> None:
     deep_png(semantic_folder / "train" / "images" / "0.png", 2, 2047)
     with pytest.raises(ValueError, match=r"0\.png: has 16 bits per channel"):
+        load(semantic_folder, cache_dir=cache_dir)
+    assert len(load(semantic_folder, cache_dir=cache_dir, on_bad_sample="skip")) == 1
+
+
+def test_label_maps_of_several_pages_are_refused(semantic_folder: Path, cache_dir: str) -> None:
+    """Only the first page would be read."""
+    pages = [Image.new("L", (8, 6), value) for value in (0, 1)]
+    (semantic_folder / "train" / "labels" / "0.png").unlink()
+    pages[0].save(semantic_folder / "train" / "labels" / "0.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"labels/0\.tif: TIFF file of 2 pages; an image has one"):
         load(semantic_folder, cache_dir=cache_dir)
     assert len(load(semantic_folder, cache_dir=cache_dir, on_bad_sample="skip")) == 1
 

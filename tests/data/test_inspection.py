@@ -101,6 +101,7 @@ def test_facts_count_the_pixels_of_masks_that_overlap(overlapping_masks: np.ndar
         ("ade20k_folder", "ade20k", ["training", "validation"], [3, 3]),
         ("yolo_folder", "yolo_seg", ["train", "val"], [2, 2]),
         ("object_folder", "object_masks", ["train"], [3]),
+        ("id_map_folder", "instance_maps", ["train", "val"], [3, 2]),
     ],
 )
 def test_every_format_is_inspected(
@@ -113,7 +114,9 @@ def test_every_format_is_inspected(
     assert format_report(report)
 
 
-@pytest.mark.parametrize("folder", ["semantic_folder", "instance_folder", "panoptic_folder", "object_folder"])
+@pytest.mark.parametrize(
+    "folder", ["semantic_folder", "instance_folder", "panoptic_folder", "object_folder", "id_map_folder"]
+)
 def test_relative_and_linked_roots_give_the_same_report(
     folder: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,16 @@ SHAPES: dict[str, tuple[tuple[str, ...], dict[str, list[str]]]] = {
     "object masks": (("train/images/a.jpg", "train/masks/a/1.png"), {"train": ["object_masks"]}),
     "nested object masks": (("images/val/a.jpg", "masks/val/a/1.png"), {"val": ["object_masks"]}),
     "objects in classes": (("train/images/a.jpg", "train/masks/a/dog/1.png"), {"train": ["object_masks"]}),
+    "instance maps": (("train/images/a.jpg", "train/instance_maps/a.png"), {"train": ["instance_maps"]}),
+    "nested instance maps": (("images/val/a.jpg", "instance_maps/val/a.tif"), {"val": ["instance_maps"]}),
+    "named instance maps": (
+        ("train/000_img.png", "train/000_masks.png", "test/000.tif", "test/000_cp_masks.TIF", "test/000_flows.tif"),
+        {"test": ["instance_maps"], "train": ["instance_maps"]},
+    ),
+    "a map without an image": (
+        ("train/images/a.jpg", "train/labels/a.png", "train/b_masks.png", "train/c.png"),
+        {"train": ["semantic_maps"]},
+    ),
     "image folders": (
         ("train/a/images/a.jpg", "train/a/masks/1.png", "val/a/images/a.jpg", "val/a/masks/dog/1.png"),
         {"train": ["object_masks"], "val": ["object_masks"]},
@@ -57,9 +67,9 @@ SHAPES: dict[str, tuple[tuple[str, ...], dict[str, list[str]]]] = {
     "everything in one split": (
         (
             *("train/images/a.jpg", "train/labels/a.png", "train/labels/a.txt", "train/masks/a/1.png"),
-            *("train/instances.json", "train/panoptic.json", "train/panoptic/a.png"),
+            *("train/instances.json", "train/panoptic.json", "train/panoptic/a.png", "train/instance_maps/a.png"),
         ),
-        {"train": ["coco_panoptic", "coco_instance", "object_masks", "yolo_seg", "semantic_maps"]},
+        {"train": ["coco_panoptic", "coco_instance", "object_masks", "instance_maps", "yolo_seg", "semantic_maps"]},
     ),
     "cityscapes": (
         (
@@ -99,9 +109,10 @@ def test_every_format_has_tasks_options_and_a_reader() -> None:
 def test_the_task_decides_which_comes_first(tmp_path: Path) -> None:
     make(tmp_path, *SHAPES["everything in one split"][0])
     formats = [layout.format for layout in find_layouts(tmp_path, "train", "semantic")]
-    assert formats == ["semantic_maps", "coco_panoptic", "coco_instance", "object_masks", "yolo_seg"]
+    objects = ["coco_instance", "object_masks", "instance_maps", "yolo_seg"]
+    assert formats == ["semantic_maps", "coco_panoptic", *objects]
     formats = [layout.format for layout in find_layouts(tmp_path, "train", "instance")]
-    assert formats == ["coco_instance", "object_masks", "yolo_seg", "coco_panoptic", "semantic_maps"]
+    assert formats == [*objects, "coco_panoptic", "semantic_maps"]
     assert [layout.format for layout in find_layouts(tmp_path, "train", format="yolo_seg")] == ["yolo_seg"]
 
 

@@ -260,7 +260,7 @@ def test_values_of_deep_maps_without_names_may_be_objects(
         caplog.clear()
         assert load(semantic_folder, cache_dir=cache_dir).label_spec.num_labels == 3
         assert caplog.text.count("train/labels/0.png: a map of more than 8 bits whose values have no names") == 1
-        assert "with columns instance_map and semantic_map" in caplog.text
+        assert "read them with format='instance_maps' (--format instance_maps); if they are classes" in caplog.text
     _, problems = read_rows(semantic_folder, "list")
     assert [(problem.kind, problem.file) for problem in problems.found] == [
         ("unknown_label", str(label_file(semantic_folder)))

@@ -1,7 +1,7 @@
 """`hf-maskformer VERB ...`: parse, call, and turn a user's mistake into one line and exit code 2.
 
-The verbs' modules import training, data and evaluation only when they run. torch and transformers are imported with the
-package, which registers the Auto classes: that is what `--help` waits for.
+The verbs' modules import training, data and evaluation only when they run. torch and transformers are imported with
+the package, which registers the Auto classes: that is what `--help` waits for.
 """
 
 import argparse

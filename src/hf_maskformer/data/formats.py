@@ -12,6 +12,7 @@ FORMAT_TASKS: dict[str, tuple[str, ...]] = {
     "ade20k": ("semantic",),
     "yolo_seg": ("instance", "semantic"),
     "object_masks": ("instance", "semantic"),
+    "instance_maps": ("instance", "semantic"),
     "volumes": ("semantic",),
     "scenes": ("panoptic", "instance", "semantic"),
     "hub": ("panoptic", "instance", "semantic"),
@@ -22,6 +23,7 @@ RICHEST_FIRST = (
     "coco_panoptic",
     "coco_instance",
     "object_masks",
+    "instance_maps",
     "yolo_seg",
     "ade20k",
     "semantic_maps",
@@ -41,9 +43,13 @@ FOLDER_SHAPES = """\
   yolo_seg:      SPLIT/images/* and SPLIT/labels/*.txt [and data.yaml beside the splits]
   object_masks:  SPLIT/images/NAME.* and SPLIT/masks/NAME/[CLASS/]*.png,
                  or SPLIT/NAME/images/*.png and SPLIT/NAME/masks/[CLASS/]*.png (also .bmp, .tif)
+  instance_maps: SPLIT/images/* and SPLIT/instance_maps/*.png of the same name, their pixels are ids of objects,
+                 or SPLIT/NAME[_img].* and SPLIT/NAME_masks.png or NAME_cp_masks.png (also .bmp, .tif);
+                 with format='instance_maps' also SPLIT/images/* and SPLIT/labels/*.png or SPLIT/masks/*.png
   volumes:       SPLIT/images/*.nii.gz and SPLIT/labels/*.nii.gz (can be inspected, not trained on)
   parquet or arrow files, or a dataset written by save_to_disk: read by the library `datasets`
-SPLIT/images with SPLIT/labels or SPLIT/masks may also be images/SPLIT with labels/SPLIT or masks/SPLIT;
+SPLIT/images with SPLIT/labels, SPLIT/masks or SPLIT/instance_maps may also be images/SPLIT with labels/SPLIT,
+masks/SPLIT or instance_maps/SPLIT;
 split=None takes a folder that is itself one split"""
 
 
@@ -56,7 +62,8 @@ class Layout:
         folder: what holds the parts: the folder of the split, or the root of the dataset.
         images: folder of the images; of object_masks also a folder that holds one folder for each image.
         annotations: the JSON file, or the data.yaml of yolo_seg.
-        maps: folder of the label PNGs, text files or masks; None where there is none.
+        maps: folder of the label PNGs, text files or masks; None where there is none, or where they lie among the
+            images.
         tasks: the tasks that its files serve, where those are fewer than the format's.
     """
 

@@ -1,4 +1,4 @@
-"""How the pixels of a label file become label ids: by value, or by colour with a table."""
+"""What the pixels of a label file hold: values, or label ids by value or by colour with a table."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image as PILImage
 
 from hf_maskformer.data.label_table import LabelTable, colour_text
 from hf_maskformer.data.problems import DatasetError
-from hf_maskformer.model.image_conversion import UnreadableImageError
+from hf_maskformer.model.image_conversion import UnreadableImageError, check_single_page
 
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")  # these change values and colours
@@ -23,13 +23,18 @@ LISTED_VALUES = 5
 
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) integer values of a label file; ValueError names a file that is damaged or of a colour mode."""
-    image = _open(path)
+    image = open_label_file(path)
     if image.mode not in LABEL_MODES:
         raise ValueError(
             f"{path}: label map of mode {image.mode} ({len(image.getbands())} channels); colours do not say which "
             f"label is meant. Give a label_table, or write one channel with the label ids "
             f"(modes {', '.join(LABEL_MODES[:5])})"
         )
+    return label_values(image, path)
+
+
+def label_values(image: PILImage.Image, path: Path) -> np.ndarray:
+    """(H, W) integer values of an image of one of `LABEL_MODES` that was read from `path`."""
     values = np.asarray(image)
     if image.mode == "L":
         with path.open("rb") as file:
@@ -81,9 +86,24 @@ def unknown_values(path: Path, table: LabelTable, unknown: dict[int, int]) -> Da
     return DatasetError("unknown_label", path, message)
 
 
-def _open(path: Path) -> PILImage.Image:
+def lossy_error(path: Path) -> DatasetError:
+    """The error for a label file with one of `LOSSY_SUFFIXES`."""
+    message = (
+        f"{path}: {path.suffix} files change the values of pixels, so a label map in one cannot be read "
+        f"exactly; allowed: {', '.join(LABEL_SUFFIXES)}"
+    )
+    return DatasetError("unknown_label", path, message)
+
+
+def open_label_file(path: Path) -> PILImage.Image:
+    """The decoded image of a label file, as it is stored: its EXIF rotation is not applied.
+
+    Raises:
+        UnreadableImageError: it is no image, is cut off or holds several pages.
+    """
     try:
         with PILImage.open(path) as image:
+            check_single_page(image, str(path))
             image.load()
             return image
     except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
@@ -94,7 +114,7 @@ def _open(path: Path) -> PILImage.Image:
 
 def _colour_codes(path: Path) -> np.ndarray:
     """(H, W) uint32 with the bytes of each pixel's red, green and blue, and a fourth that means nothing."""
-    image = _open(path)
+    image = open_label_file(path)
     if image.mode not in COLOUR_MODES:
         raise ValueError(f"{path}: label map of mode {image.mode}; colours need one of {', '.join(COLOUR_MODES)}")
     if image.mode not in ("RGB", "RGBA"):

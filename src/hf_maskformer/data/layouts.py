@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_maskformer.data.formats import FOLDER_SHAPES, RICHEST_FIRST, Layout
-from hf_maskformer.data.label_files import LABEL_SUFFIXES
+from hf_maskformer.data.instance_maps import has_named_maps
+from hf_maskformer.data.label_files import LABEL_SUFFIXES, LOSSY_SUFFIXES
 from hf_maskformer.data.problems import DatasetError
 from hf_maskformer.data.published_trees import ade20k_splits, cityscapes_splits, coco_splits
 from hf_maskformer.data.volumes import VOLUME_SUFFIXES
@@ -26,6 +27,7 @@ SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "
 SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")  # by save_to_disk
 TABLE_FILES = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
 LISTED_NAMES = 10
+MAP_FOLDERS = ("labels", "masks", "instance_maps")  # what stands beside images/
 
 
 def list_splits(root: str | Path) -> list[str]:
@@ -37,7 +39,8 @@ def find_layouts(root: Path, split: str | None, task: str | None = None, format:
     """The layouts that a split can be read by, the one with most truth first.
 
     With a task those made for it come first, then those that also have its truth; where none has it, all are
-    returned as they are.
+    returned as they are. Ids of objects in labels/ or masks/ look as classes do: they are read as instance maps only
+    where the format says so.
 
     Raises:
         ValueError: no such folder or split, or a shape that is not known; the message lists what was found and what is
@@ -52,6 +55,8 @@ def find_layouts(root: Path, split: str | None, task: str | None = None, format:
     name = _split_name(root, split, splits)
     found = folder_layouts(root) if name is None else splits[name]
     chosen = [layout for layout in found if format in (None, layout.format)]
+    if format == "instance_maps" and not chosen:
+        chosen = _unnamed_instance_maps(root, name)
     if task is not None:
         ranks = {layout: _task_rank(layout, task) for layout in chosen}
         chosen.sort(key=lambda layout: ranks[layout])  # stable: richer truth stays first
@@ -59,9 +64,40 @@ def find_layouts(root: Path, split: str | None, task: str | None = None, format:
         return chosen
     folder = root / name if name is not None and (root / name).is_dir() else root
     wanted = f"format {format}" if format else "a known format"
+    unnamed = [] if format else _map_folders(root, name)
+    asked = "pass format='instance_maps' (--format instance_maps)"
+    hint = f"; if the maps in {unnamed[0][2]} hold ids of objects, {asked}" if unnamed else ""
     raise ValueError(
-        f"{folder} does not have the shape of {wanted}: it holds {_listing(folder)}. Allowed shapes:\n{FOLDER_SHAPES}"
+        f"{folder} does not have the shape of {wanted}: it holds {_listing(folder)}{hint}. Allowed shapes:\n"
+        f"{FOLDER_SHAPES}"
     )
+
+
+def _unnamed_instance_maps(root: Path, name: str | None) -> list[Layout]:
+    """The layout of instance maps in labels/ or masks/, if there is one.
+
+    Raises:
+        ValueError: both hold maps.
+    """
+    found = [Layout("instance_maps", folder, images, maps=maps) for folder, images, maps in _map_folders(root, name)]
+    if len(found) > 1:
+        both = " and ".join(str(layout.maps) for layout in found)
+        raise ValueError(f"{both} both hold maps: name the folder of those with ids of objects instance_maps")
+    return found
+
+
+def _map_folders(root: Path, name: str | None) -> list[tuple[Path, Path, Path]]:
+    """(folder of the layout, images, maps) of each labels/ or masks/ of a split that holds files of label maps."""
+    folder = root if name is None else root / name
+    places = [(folder, folder / "images", folder / part) for part in ("labels", "masks")]
+    if name is not None:
+        places += [(root, root / "images" / name, root / part / name) for part in ("labels", "masks")]
+    suffixes = (*LABEL_SUFFIXES, *LOSSY_SUFFIXES)
+    return [
+        (folder, images, maps)
+        for folder, images, maps in places
+        if images.is_dir() and any(entry.name.lower().endswith(suffixes) for entry in _entries(maps))
+    ]
 
 
 def _task_rank(layout: Layout, task: str) -> int:
@@ -133,20 +169,24 @@ def folder_layouts(folder: Path) -> list[Layout]:
     images, found = folder / "images", []
     if holds_image_folders(folder):
         found.append(Layout("object_masks", folder, folder))
+    if has_named_maps(entry.name for entry in _entries(folder)):
+        found.append(Layout("instance_maps", folder, folder))
     if not images.is_dir() or _nested_names(folder):
         return found
     if (folder / "panoptic.json").is_file() and (folder / "panoptic").is_dir():
         found.append(Layout("coco_panoptic", folder, images, folder / "panoptic.json", folder / "panoptic"))
     if (folder / "instances.json").is_file():
         found.append(Layout("coco_instance", folder, images, folder / "instances.json"))
-    found += _pair_layouts(folder, images, folder / "labels", folder / "masks", (folder, folder.parent))
+    parts = {part: folder / part for part in MAP_FOLDERS}
+    found += _pair_layouts(folder, images, parts, (folder, folder.parent))
     return _richest_first(found)
 
 
 def _pair_layouts(
-    folder: Path, images: Path, labels: Path, masks: Path, yaml_folders: tuple[Path, ...]
+    folder: Path, images: Path, parts: dict[str, Path], yaml_folders: tuple[Path, ...]
 ) -> Iterator[Layout]:
-    """Formats of a folder of images and another of labels or masks."""
+    """Formats of a folder of images and others, `parts`, each of one of `MAP_FOLDERS`."""
+    labels, masks, instance_maps = (parts[part] for part in MAP_FOLDERS)
     if labels.is_dir():
         names = [entry.name.lower() for entry in _entries(labels)]
         maps = any(name.endswith(LABEL_SUFFIXES) for name in names)
@@ -162,6 +202,8 @@ def _pair_layouts(
             yield Layout("semantic_maps", folder, images, maps=labels)
     if masks.is_dir() and any(entry.is_dir() for entry in _entries(masks)):
         yield Layout("object_masks", folder, images, maps=masks)
+    if instance_maps.is_dir():
+        yield Layout("instance_maps", folder, images, maps=instance_maps)
 
 
 def holds_image_folders(folder: Path) -> bool:
@@ -192,24 +234,23 @@ def _folder_splits(root: Path) -> dict[str, list[Layout]]:
 
 
 def _nested_splits(root: Path) -> dict[str, list[Layout]]:
-    """images/SPLIT with labels/SPLIT or masks/SPLIT."""
-    parts = (root / "images", root / "labels", root / "masks")
+    """images/SPLIT with a folder SPLIT in one of `MAP_FOLDERS`."""
     found = {}
     for name in _nested_names(root):
-        images, labels, masks = (part / name for part in parts)
-        found[name] = list(_pair_layouts(root, images, labels, masks, (root,)))
+        parts = {part: root / part / name for part in MAP_FOLDERS}
+        found[name] = list(_pair_layouts(root, root / "images" / name, parts, (root,)))
     return found
 
 
 def _nested_names(root: Path) -> list[str]:
-    """Folders of images/ that are also in labels/ or masks/."""
+    """Folders of images/ that are also in one of `MAP_FOLDERS`."""
     images = root / "images"
     if not images.is_dir():
         return []
     return [
         entry.name
         for entry in _entries(images)
-        if entry.is_dir() and ((root / "labels" / entry.name).is_dir() or (root / "masks" / entry.name).is_dir())
+        if entry.is_dir() and any((root / part / entry.name).is_dir() for part in MAP_FOLDERS)
     ]
 
 

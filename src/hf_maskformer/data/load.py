@@ -14,6 +14,7 @@ from hf_maskformer.data.coco_panoptic import coco_panoptic_source
 from hf_maskformer.data.dataset_index import DatasetSource, check_on_bad_sample, indexed_dataset
 from hf_maskformer.data.formats import FOLDER_SHAPES, FORMAT_TASKS, Layout
 from hf_maskformer.data.hub import HUB_OPTIONS, load_hub
+from hf_maskformer.data.instance_maps import instance_maps_source
 from hf_maskformer.data.layouts import (
     find_layouts,
     folder_layouts,
@@ -45,7 +46,10 @@ __all__ = [
 
 # Options of every format that is read from files: where the rows are stored, and how wide images become 8-bit.
 FILE_OPTIONS = ("cache_dir", "intensity_range")
-TASK_HINTS = {"semantic_maps": "; objects are read from one PNG per object, COCO JSON or YOLO texts"}
+TASK_HINTS = {
+    "semantic_maps": "; objects are read from maps of their ids (format instance_maps), one PNG per object, COCO JSON "
+    "or YOLO texts"
+}
 HUB_MARKS = ("columns", "data_files")  # options that only the library `datasets` can serve
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # name or owner/name
 FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -56,6 +60,7 @@ FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
     "ade20k": FILE_OPTIONS,
     "yolo_seg": FILE_OPTIONS,
     "object_masks": ("class_name", *FILE_OPTIONS),
+    "instance_maps": ("class_name", *FILE_OPTIONS),
     "volumes": ("ignore_index",),
     "scenes": ("length", "seed", "image_size", "amodal"),
     "hub": HUB_OPTIONS,
@@ -192,8 +197,15 @@ def _open_yolo_seg(layout: Layout, root: Path, options: dict[str, Any], problems
 
 def _open_object_masks(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
     folders = [(sibling.images, sibling.maps) for sibling in sibling_layouts(layout, root)]
-    own = {name: value for name, value in options.items() if name == "class_name"}
-    return object_masks_source(layout.images, layout.maps, problems, folders, **own)
+    return object_masks_source(layout.images, layout.maps, problems, folders, **_class_name(options))
+
+
+def _open_instance_maps(layout: Layout, root: Path, options: dict[str, Any], problems: Problems) -> DatasetSource:
+    return instance_maps_source(layout.images, layout.maps, problems, **_class_name(options))
+
+
+def _class_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name == "class_name"}
 
 
 READERS: dict[str, Callable[[Layout, Path, dict[str, Any], Problems], DatasetSource]] = {
@@ -204,4 +216,5 @@ READERS: dict[str, Callable[[Layout, Path, dict[str, Any], Problems], DatasetSou
     "ade20k": _open_ade20k,
     "yolo_seg": _open_yolo_seg,
     "object_masks": _open_object_masks,
+    "instance_maps": _open_instance_maps,
 }

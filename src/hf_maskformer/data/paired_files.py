@@ -1,7 +1,7 @@
 """Finds the images of a folder and the file that belongs to each."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hf_maskformer.data.problems import DatasetError, Problems
@@ -32,20 +32,27 @@ def image_files(folder: Path, problems: Problems, suffixes: tuple[str, ...] = IM
     return files
 
 
-def files_by_name(entries: Iterable[Path], suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:
-    """The files of one folder that have one of the suffixes, upper or lower case, by name without suffix.
+def _stem(path: Path) -> str:
+    return path.stem
 
-    Of two files of one name the second is a problem.
+
+def files_by_name(
+    entries: Iterable[Path], suffixes: tuple[str, ...], problems: Problems, name_of: Callable[[Path], str] = _stem
+) -> dict[str, Path]:
+    """The files of one folder that have one of the suffixes, upper or lower case, by name.
+
+    The name is the file's without suffix, or what `name_of` gives. Of two files of one name the second is a problem.
     """
     files: dict[str, Path] = {}
     for path in entries:
         if path.suffix.lower() not in suffixes:
             continue
         with problems.catch(path):
-            if path.stem in files:
-                message = f"{path.parent} holds {files[path.stem].name} and {path.name}: one name, two files"
+            name = name_of(path)
+            if name in files:
+                message = f"{path.parent} holds {files[name].name} and {path.name}: one name, two files"
                 raise DatasetError("duplicate", path, message)
-            files[path.stem] = path
+            files[name] = path
     return files
 
 

@@ -17,6 +17,7 @@ from hf_maskformer.data.dataset_index import DatasetSource, cache_folder, files_
 from hf_maskformer.data.label_files import (
     LABEL_SUFFIXES,
     LOSSY_SUFFIXES,
+    lossy_error,
     read_label_map,
     read_labels,
     unknown_values,
@@ -191,7 +192,7 @@ class _Files:
                 self.by_stem[path.stem] = path
         self.all = [*self.by_stem.values(), *self.repeated, *self.others, *self.lossy]
         if self.lossy and not self.by_stem:
-            raise self._lossy_error(self.lossy[0])
+            raise lossy_error(self.lossy[0])
         if not self.by_stem:
             found = (
                 f"found {len(self.others)} other file(s) such as {self.others[0].name}"
@@ -214,7 +215,7 @@ class _Files:
                 raise DatasetError("duplicate", path, message)
         for path in self.lossy:
             with problems.catch(path):
-                raise self._lossy_error(path)
+                raise lossy_error(path)
         missing = [path for stem, path in self.by_stem.items() if stem not in others]
         for path in missing:
             with problems.catch(path):
@@ -225,13 +226,6 @@ class _Files:
                 raise DatasetError("missing_file", path, message)
         for path in self.others:
             problems.warning("unlisted_file", path, f"{path}: is no {kind} file and is not used")
-
-    def _lossy_error(self, path: Path) -> DatasetError:
-        message = (
-            f"{path}: {path.suffix} files change the values of pixels, so a label map in one cannot be read "
-            f"exactly; allowed: {', '.join(LABEL_SUFFIXES)}"
-        )
-        return DatasetError("unknown_label", path, message)
 
 
 def _find_table(
@@ -253,9 +247,9 @@ def _find_table(
     values = sorted({value for in_folder, _ in found for value in in_folder})
     for wide in [wide for _, wide in found if wide is not None][:1]:
         message = (
-            f"{wide}: a map of more than 8 bits whose values have no names; they may be ids of objects. Objects are "
-            "read from one PNG per object, COCO JSON, or through the library `datasets` with columns instance_map and "
-            f"semantic_map. If they are classes, name them in {root / 'label_table.json'}"
+            f"{wide}: a map of more than 8 bits whose values have no names; if they are ids of objects, read them "
+            "with format='instance_maps' (--format instance_maps); if they are classes, name them in "
+            f"{root / 'label_table.json'}"
         )
         problems.warning("unknown_label", wide, message)
     if not have_no_gap(values, ignore_index) or not values:
