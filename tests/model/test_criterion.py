@@ -304,6 +304,21 @@ def test_average_masks_counts_valid_pixels_only():
     assert weight[0].tolist() == [[1.0, 0.5], [1.0, 0.5]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("size", [(6, 5), (7, 5), (6, 7)])  # cells of 4x4, and cells of several sizes
+def test_average_masks_of_bytes_are_those_of_floats(dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(2, 3, 24, 20, generator=generator) > 0.4
+    valid = torch.ones(2, 24, 20)
+    valid[0, 17:], valid[0, :, 11:] = 0, 0  # padding ends within a cell
+    masks[1, 0] = True  # 16 of 16 in each cell
+    shares, weight = average_masks(masks.to(dtype), valid, size)
+    expected, expected_weight = average_masks(masks.float(), valid, size)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6)
+    assert torch.equal(weight, expected_weight)
+    assert shares[1, 0].eq(1).all()
+
+
 def test_paint_labels_puts_the_smaller_mask_on_top():
     big, small = torch.ones(3, 3), torch.zeros(3, 3)
     big[0], small[1, 1] = 0, 1

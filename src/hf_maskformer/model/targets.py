@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CELL = 4  # pixels in a row of a cell of the predicted masks, and bytes in an int32
+
 
 class Targets(NamedTuple):
     """The batch's targets, padded to the largest number of segments N."""
@@ -55,7 +57,7 @@ def resize_masks(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if masks.shape[-2:] == size:
         return masks
     if masks.dtype == torch.bool:
-        return F.interpolate(masks.to(torch.uint8), size=size, mode="nearest").to(torch.bool)
+        return F.interpolate(masks.view(torch.uint8), size=size, mode="nearest").view(torch.bool)
     if masks.dtype != torch.uint8 and not masks.is_floating_point():
         masks = masks.to(torch.float32)
     return F.interpolate(masks, size=size, mode="nearest")
@@ -74,8 +76,27 @@ def average_masks(masks: Tensor, valid: Tensor, size: tuple[int, int] | torch.Si
     """
     size = (size[0], size[1])
     weight = F.adaptive_avg_pool2d(valid[:, None], size)  # (B, 1, h, w)
-    covered = F.adaptive_avg_pool2d(masks.to(valid.dtype) * valid[:, None], size)  # (B, N, h, w)
+    if _is_of_bytes(masks, size):
+        covered = _sums_of_cells(masks, valid, size).to(valid.dtype) / CELL**2  # (B, N, h, w)
+    else:
+        covered = F.adaptive_avg_pool2d(masks.to(valid.dtype) * valid[:, None], size)
     return covered / weight.clamp(min=torch.finfo(valid.dtype).tiny), weight[:, 0]
+
+
+def _is_of_bytes(masks: Tensor, size: tuple[int, int]) -> bool:
+    whole = tuple(masks.shape[-2:]) == (CELL * size[0], CELL * size[1])
+    return whole and masks.dtype in (torch.bool, torch.uint8) and masks.numel() > 0
+
+
+def _sums_of_cells(masks: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Numbers of the valid pixels of (B, N, H, W) masks of bytes 0 or 1 in cells of 4x4: (B, N, h, w) int32.
+
+    The four bytes of a cell's row are added up as one number, as no byte of a cell's sum exceeds 4. Averaging floats
+    of the full size takes twenty times as long, a fourteenth of a training step on a CPU with 40 segments an image.
+    """
+    inside = masks.view(torch.uint8) * (valid > 0).view(torch.uint8)[:, None]  # (B, N, H, W)
+    rows = inside.view(torch.int32).unflatten(2, (size[0], CELL)).sum(3, dtype=torch.int32)  # (B, N, h, w)
+    return (rows * 0x01010101) >> 24  # the highest byte of the product is the sum of the four
 
 
 def paint_labels(masks: Tensor, labels: Sequence[Tensor]) -> Tensor:
