@@ -279,12 +279,14 @@ def test_loss_at_prediction_resolution_equals_the_published_one_for_constant_mas
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def test_resize_masks_equals_torch_nearest_and_keeps_bool():
-    masks = torch.rand(1, 3, 33, 50) > 0.5
-    resized = resize_masks(masks, (9, 13))
-    assert resized.dtype == torch.bool
-    expected = torch.nn.functional.interpolate(masks.float(), size=(9, 13), mode="nearest") > 0.5
-    assert torch.equal(resized, expected)
+@pytest.mark.parametrize("size", [(9, 13), (11, 10), (33, 25), (11, 13), (66, 100)])  # odd, whole steps, one of them
+def test_resize_masks_equals_torch_nearest_and_keeps_the_dtype(size):
+    masks = torch.rand(1, 3, 33, 50, generator=torch.Generator().manual_seed(0)) > 0.5
+    for dtype in (torch.bool, torch.uint8, torch.float32):
+        resized = resize_masks(masks.to(dtype), size)
+        assert resized.dtype == dtype
+        expected = torch.nn.functional.interpolate(masks.float(), size=size, mode="nearest")
+        assert torch.equal(resized.float(), expected)
 
 
 def test_average_masks_gives_coverage():

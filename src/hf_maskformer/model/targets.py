@@ -56,10 +56,13 @@ def resize_masks(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         return masks.new_zeros((masks.shape[0], masks.shape[1], *size))
     if masks.shape[-2:] == size:
         return masks
+    if masks.dtype not in (torch.bool, torch.uint8) and not masks.is_floating_point():
+        masks = masks.to(torch.float32)
+    steps = [old // new for old, new in zip(masks.shape[-2:], size, strict=True)]
+    if tuple(masks.shape[-2:]) == (steps[0] * size[0], steps[1] * size[1]):
+        return masks[..., :: steps[0], :: steps[1]].contiguous()  # interpolate takes 15 times as long on a CPU
     if masks.dtype == torch.bool:
         return F.interpolate(masks.view(torch.uint8), size=size, mode="nearest").view(torch.bool)
-    if masks.dtype != torch.uint8 and not masks.is_floating_point():
-        masks = masks.to(torch.float32)
     return F.interpolate(masks, size=size, mode="nearest")
 
 
