@@ -178,6 +178,29 @@ def test_another_subtask_can_be_asked_of_a_panoptic_model(folders, images):
     assert all(part["score"] is None for part in segment(images[0], subtask="semantic"))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"device_map": "cpu"},
+        {"model_kwargs": {"low_cpu_mem_usage": True, "use_safetensors": True, "ignore_mismatched_sizes": True}},
+        {"model_kwargs": {"offload_folder": "off", "offload_buffers": False, "max_memory": {"cpu": "1GB"}}},
+        {"model_kwargs": {"variant": None, "weights_only": True, "key_mapping": None, "mirror": None}},
+    ],
+)
+def test_settings_of_loading_ask_nothing(folders, images, monkeypatch, settings):
+    asked = []  # an exception here would be caught and hidden
+
+    def refuse(*args):
+        asked.append(args)
+        raise AssertionError(f"asked on stdin: {args}")
+
+    monkeypatch.setattr("builtins.input", refuse)
+    monkeypatch.setattr(sys, "stdin", None)
+    segment = pipeline("image-segmentation", model=str(folders["panoptic"]), **settings)
+    assert not asked
+    assert_segments([segment(images[0])], images[:1])
+
+
 def test_a_file_path_and_bfloat16(folders, images, tmp_path):
     path = tmp_path / "image.png"
     images[0].save(path)

@@ -157,6 +157,21 @@ def test_an_overlap_threshold_counts_for_stuff_too(predictor):
     assert Predictor(predictor.model, processor=processor).processor.stuff_overlap_mask_area_threshold == 0.8
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 99, -1, 1.5])
+def test_a_device_that_is_not_there_is_refused(predictor, device):
+    with pytest.raises(ValueError, match=rf"device must be one that torch finds here.* got {device!r} with \d+ GPUs"):
+        Predictor(predictor.model, processor=predictor.processor, device=device)
+
+
+def test_device_0_is_the_first_gpu_and_not_the_default(predictor):
+    if torch.cuda.is_available():
+        model = copy.deepcopy(predictor.model)
+        assert Predictor(model, processor=predictor.processor, device=0).device == torch.device("cuda:0")
+    else:
+        with pytest.raises(ValueError, match="got 0 with 0 GPUs"):
+            Predictor(predictor.model, processor=predictor.processor, device=0)
+
+
 def test_task_defaults_to_the_stored_one(checkpoint, predictor):
     assert predictor.task == "panoptic"
     assert Predictor(checkpoint, task="semantic", device="cpu").task == "semantic"

@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, ResNetConfig
 
@@ -89,6 +90,10 @@ def test_a_wrong_value_is_refused_when_assigned_later():
     ("fields", "message"),
     [
         ({"id2label": {1: "road", 2: "car"}}, r"0\.\.K-1 without a gap, got \[1, 2\]"),
+        ({"id2label": {"road": "0"}}, r"id2label must have integers as keys, got \['road'\]"),
+        ({"id2label": {}}, r"id2label must have the ids 0\.\.K-1 without a gap, got \[\]"),
+        ({"num_labels": 0}, r"id2label must have the ids 0\.\.K-1 without a gap, got \[\]"),
+        ({"num_labels": 300}, r"ignore_index 255 is also the label 'LABEL_255'.* outside 0\.\.299, or None"),
         ({"id2label": LABELS, "thing_label_ids": [3]}, r"thing_label_ids contains 3, allowed .*\[0, 1, 2\]"),
         ({"query_decoder_dim": 36}, r"query_decoder_dim \(36\) must be a multiple of query_decoder_heads \(8\)"),
         ({"pixel_decoder_dim": 12, "pixel_decoder_heads": 8}, r"pixel_decoder_dim \(12\)"),
@@ -121,6 +126,14 @@ def test_contradictions_made_later_are_found_on_save_and_by_the_model(tmp_path):
         config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="thing_label_ids contains 7"):
         HfMaskFormerForUniversalSegmentation(config)
+
+
+def test_labels_that_are_no_table_are_refused(tmp_path):
+    # Some versions of transformers check the type of this field before we do.
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=r"id2label.*\['road', 'car'\]"):
+        HfMaskFormerConfig(id2label=["road", "car"])
+    with pytest.raises(ValueError, match=r"id2label must be a dict of label id -> name, got \['road', 'car'\]"):
+        HfMaskFormerConfig.from_pretrained(saved(tmp_path), id2label=["road", "car"])
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -168,6 +181,26 @@ def test_the_same_number_of_labels_changes_nothing(tmp_path, log):
     assert not log.records
 
 
+@pytest.mark.parametrize("same", [LABELS, {str(label): name for label, name in LABELS.items()}])
+def test_the_same_labels_change_nothing(tmp_path, log, same):
+    config = HfMaskFormerConfig.from_pretrained(saved(tmp_path), id2label=same)
+    assert (config.id2label, config.thing_label_ids) == (LABELS, [2])
+    assert not log.records
+
+
+@pytest.mark.parametrize("same", [{"num_labels": 2}, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}])
+def test_the_two_labels_that_no_file_names_change_nothing_either(tmp_path, log, same):
+    HfMaskFormerConfig(thing_label_ids=[1]).save_pretrained(tmp_path)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
+    assert HfMaskFormerConfig.from_pretrained(tmp_path, **same).thing_label_ids == [1]
+    assert not log.records
+
+
+def test_more_labels_than_255_with_nothing_to_ignore():
+    assert HfMaskFormerConfig(num_labels=300, ignore_index=None).ignore_index is None
+    assert HfMaskFormerConfig(num_labels=300, ignore_index=65535).ignore_index == 65535
+
+
 # --- loading with overrides ------------------------------------------------------------------------------------------
 
 
@@ -197,6 +230,32 @@ def test_unused_keywords_are_handed_back_when_asked(tmp_path):
     )
     assert config.num_queries == 7
     assert unused == {"device_map": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict", "offload_buffers"),
+        *("use_safetensors", "ignore_mismatched_sizes", "quantization_config", "tp_plan", "tp_size", "device_mesh"),
+        *("variant", "weights_only", "output_loading_info", "key_mapping", "use_kernels", "mirror", "adapter_name"),
+        *("allow_all_kernels", "disable_mmap", "distributed_config", "fusion_config", "kernel_config", "tqdm_class"),
+    ],
+)
+def test_keywords_about_loading_a_model_are_none_of_the_configuration(tmp_path, keyword):
+    folder = saved(tmp_path)
+    for load in (HfMaskFormerConfig.from_pretrained, AutoConfig.from_pretrained):
+        assert not hasattr(load(folder, **{keyword: "cpu"}), keyword)
+    with pytest.raises(ValueError, match=f"no field '{keyword}'"):
+        HfMaskFormerConfig(**{keyword: "cpu"})
+    with pytest.raises(ValueError, match=f"no field '{keyword}s'"):
+        HfMaskFormerConfig.from_pretrained(folder, **{f"{keyword}s": "cpu"})
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_both_names_of_the_type_go_before_the_stored_one(tmp_path, name):
+    folder = saved(tmp_path, dtype="float32")
+    assert HfMaskFormerConfig.from_pretrained(folder, **{name: "float16"}).dtype == torch.float16
+    assert HfMaskFormerConfig.from_pretrained(folder, **{name: "auto"}).dtype == torch.float32
 
 
 def test_from_dict_leaves_its_argument_alone():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,14 @@ class TestImages:
         features = tiny()(image)
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
         assert torch.equal(features["pixel_values"][0], expected)
+
+    @pytest.mark.parametrize("form", [str, Path])
+    def test_paths_of_both_kinds(self, tmp_path, form):
+        path = tmp_path / "photo.png"
+        Image.fromarray(photo()).save(path)
+        expected = torch.from_numpy(photo()).permute(2, 0, 1).float()
+        assert torch.equal(tiny()(form(path))["pixel_values"][0], expected)
+        assert torch.equal(tiny()([form(path), photo()])["pixel_values"][0], expected)
 
     def test_layouts_of_arrays_and_tensors(self):
         image = photo()

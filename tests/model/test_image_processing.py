@@ -21,6 +21,8 @@ from transformers import (
 from transformers.pipelines import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
+from hf_maskformer.model import image_processing_hf_maskformer as image_processing
+from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
 LABELS = {0: "road", 1: "car", 2: "sky"}
@@ -29,6 +31,14 @@ PLAIN = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad
 
 def photo(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def warned(caplog):
+    """What the processor's logger says; transformers' loggers do not reach the root logger."""
+    image_processing.logger.addHandler(caplog.handler)
+    yield caplog
+    image_processing.logger.removeHandler(caplog.handler)
 
 
 def tiny(**kwargs) -> HfMaskFormerImageProcessor:
@@ -52,6 +62,12 @@ class TestGeometry:
     def test_extreme_aspect_ratio_keeps_a_pixel(self):
         features = HfMaskFormerImageProcessor(size={"max_height": 32, "max_width": 32})(photo(300, 2))
         assert features["pixel_mask"].sum() == 32
+
+    @pytest.mark.parametrize(("divisor", "shape"), [(0, (1, 90)), (32, (32, 96))])
+    def test_extreme_aspect_ratio_keeps_a_pixel_with_a_shortest_edge_too(self, divisor, shape):
+        size = {"shortest_edge": 50, "longest_edge": 90}
+        features = HfMaskFormerImageProcessor(size=size, size_divisor=divisor)(photo(1, 4000))
+        assert features["pixel_values"].shape[-2:] == shape
 
     @pytest.mark.parametrize(
         "settings",
@@ -157,6 +173,46 @@ class TestSettings:
         with pytest.raises(ValueError, match="unknown image processor setting 'max_size'"):
             HfMaskFormerImageProcessor.from_pretrained(tmp_path, max_size=1333)
 
+    @pytest.mark.parametrize("same", [LABELS, {str(label): name for label, name in LABELS.items()}])
+    def test_the_same_labels_keep_the_things(self, tmp_path, warned, same):
+        HfMaskFormerImageProcessor(id2label=LABELS, thing_label_ids=[1], task="panoptic").save_pretrained(tmp_path)
+        loaded = HfMaskFormerImageProcessor.from_pretrained(tmp_path, id2label=same)
+        assert (loaded.id2label, loaded.thing_label_ids) == (LABELS, (1,))
+        assert not warned.records
+
+    @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+    def test_other_labels_reset_the_things_as_the_config_does(self, tmp_path, warned, task):
+        names = {0: "w", 1: "x", 2: "y", 3: "z"}
+        HfMaskFormerConfig(id2label=LABELS, thing_label_ids=[1], task=task).save_pretrained(tmp_path)
+        HfMaskFormerImageProcessor(id2label=LABELS, thing_label_ids=[1], task=task).save_pretrained(tmp_path)
+        loaded = HfMaskFormerImageProcessor.from_pretrained(tmp_path, id2label=names)
+        assert "thing_label_ids" in warned.text
+        config = HfMaskFormerConfig.from_pretrained(tmp_path, id2label=names)
+        assert list(loaded.thing_label_ids) == config.thing_label_ids == ([] if task == "semantic" else [0, 1, 2, 3])
+        given = HfMaskFormerImageProcessor.from_pretrained(tmp_path, id2label=names, thing_label_ids=[3])
+        assert given.thing_label_ids == (3,)
+
+    def test_other_labels_leave_unknown_things_unknown(self, tmp_path, warned):
+        HfMaskFormerImageProcessor(id2label=LABELS, task="panoptic").save_pretrained(tmp_path)
+        assert HfMaskFormerImageProcessor.from_pretrained(tmp_path, id2label={0: "a"}).thing_label_ids is None
+        HfMaskFormerImageProcessor(id2label=LABELS, thing_label_ids=[2]).save_pretrained(tmp_path)
+        assert HfMaskFormerImageProcessor.from_pretrained(tmp_path, id2label={0: "a"}).thing_label_ids is None
+
+    def test_a_wrong_task_is_refused_when_assigned(self):
+        processor = HfMaskFormerImageProcessor(task="semantic")
+        with pytest.raises(ValueError, match=r"task must be one of \['semantic', .*, None\], got 'foo'"):
+            processor.task = "foo"
+        assert processor.task == "semantic"
+        processor.task = None
+
+    def test_nothing_ignored_is_saved_and_loaded(self, tmp_path):
+        HfMaskFormerImageProcessor(ignore_index=None).save_pretrained(tmp_path)
+        assert HfMaskFormerImageProcessor.from_pretrained(tmp_path).ignore_index is None
+        assert HfMaskFormerImageProcessor.from_pretrained(tmp_path, ignore_index=7).ignore_index == 7
+        assert HfMaskFormerImageProcessor().ignore_index == 255
+        many = {label: str(label) for label in range(300)}
+        assert HfMaskFormerImageProcessor(ignore_index=None, id2label=many).label_spec.num_labels == 300
+
     def test_copies_and_pickles_with_hidden_methods(self):
         processor = HfMaskFormerImageProcessor(task="semantic", id2label=LABELS)
         for twin in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
@@ -175,6 +231,8 @@ class TestSettings:
             ({"intensity_range": (5, 5)}, "low < high"),
             ({"id2label": {1: "a"}}, "without a gap"),
             ({"id2label": {0: "a"}, "thing_label_ids": [4]}, r"thing_label_ids \[4\]"),
+            ({"thing_label_ids": [-1]}, r"thing_label_ids must be label ids from 0 up, got \(-1,\)"),
+            ({"id2label": {}}, r"id2label must name the ids 0\.\.K-1 without a gap, got \[\]"),
         ],
     )
     def test_wrong_settings_are_refused(self, settings, message):
@@ -184,6 +242,13 @@ class TestSettings:
             HfMaskFormerImageProcessor()(photo(), **settings)
         with pytest.raises(ValueError, match=message):
             HfMaskFormerImageProcessor.from_dict(HfMaskFormerImageProcessor().to_dict(), **settings)
+
+    def test_labels_that_are_no_table_are_refused(self):
+        message = r"id2label must be a dict of label id -> name, got \['a', 'b'\]"
+        with pytest.raises(ValueError, match=message):
+            HfMaskFormerImageProcessor(id2label=["a", "b"])
+        with pytest.raises(ValueError, match=message):
+            HfMaskFormerImageProcessor.from_dict(tiny(thing_label_ids=[1]).to_dict(), id2label=["a", "b"])
 
     def test_return_tensors(self):
         assert isinstance(tiny()(photo())["pixel_values"], torch.Tensor)
@@ -204,6 +269,16 @@ class TestThingsOfInstances:
         assert result["segmentation"].max() == len(labels)
         (maps,) = processor.post_process_instance_segmentation(outputs, target_sizes=[(8, 8)], return_binary_maps=True)
         assert maps["segmentation"].shape == (len(labels), 8, 8)
+
+
+@pytest.mark.parametrize("things", [[3], [-1]])
+def test_things_that_the_outputs_do_not_have_are_refused(things):
+    outputs = ModelOutput(class_queries_logits=torch.zeros(1, 2, 4), masks_queries_logits=torch.zeros(1, 2, 8, 8))
+    processor = HfMaskFormerImageProcessor()
+    processor.thing_label_ids = things
+    for task in ("instance", "panoptic"):
+        with pytest.raises(ValueError, match=rf"thing_label_ids contains {things[0]}, .* 0\.\.2"):
+            getattr(processor, f"post_process_{task}_segmentation")(outputs)
 
 
 REMOTE_SCRIPT = """

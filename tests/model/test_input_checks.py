@@ -6,6 +6,7 @@ from transformers.utils import ModelOutput
 
 from hf_maskformer.model.input_checks import check_inputs, check_targets, refuse_unknown_arguments
 from hf_maskformer.model.postprocess import logits_per_image
+from model import variant_tester as tester
 
 
 def test_images_must_have_the_models_channels():
@@ -29,6 +30,20 @@ def test_targets_must_have_the_images_size_and_come_with_classes():
     with pytest.raises(ValueError, match="belong together"):
         check_targets(masks, None, pixels)
     check_targets(None, None, pixels)
+
+
+@pytest.mark.parametrize("shape", ["maskformer-light", "mask2former-r50", "panoptic-segformer-light"])
+def test_stacked_targets_are_those_of_the_list(shape):
+    model = tester.build(tester.tiny(shape)).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(2, 2, 64, 64, generator=torch.Generator().manual_seed(1)) > 0.5
+    labels = torch.tensor([[1, 2], [0, 1]])
+    with torch.no_grad():
+        stacked = model(pixels, mask_labels=masks, class_labels=labels).loss
+        listed = model(pixels, mask_labels=list(masks), class_labels=list(labels)).loss
+    assert torch.equal(stacked, listed)
+    with pytest.raises(ValueError, match=r"mask_labels\[0\] is \(64, 60\), the canvas of its image \(64, 64\)"):
+        model(pixels, mask_labels=masks[..., :60], class_labels=labels)
 
 
 def test_unknown_arguments_are_named():

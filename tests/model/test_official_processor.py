@@ -42,7 +42,10 @@ class TestOfficialFiles:
             ({"reduce_labels": True}, {"do_reduce_labels": True}),
             ({"size_divisibility": 16}, {"size_divisor": 16}),
             ({"size_divisor": 0}, {"size_divisor": 0}),
-            ({"ignore_index": None, "num_labels": 150}, {"ignore_index": 255}),
+            ({"ignore_index": None, "num_labels": 150}, {"ignore_index": None}),
+            ({}, {"ignore_index": None}),
+            ({"ignore_index": 254}, {"ignore_index": 254}),
+            ({"reduce_labels": True}, {"ignore_index": 255}),  # transformers demands a value then
             ({"pad_size": {"height": 800, "width": 900}}, {"pad_size": {"height": 800, "width": 900}}),
             ({"do_center_crop": False, "crop_size": None, "do_convert_rgb": True}, {}),
         ],
@@ -69,6 +72,17 @@ class TestOfficialFiles:
     def test_file_of_another_model_is_refused(self):
         with pytest.raises(ValueError, match="DetrImageProcessor"):
             HfMaskFormerImageProcessor.from_dict({"image_processor_type": "DetrImageProcessor"})
+
+    def test_label_255_of_a_file_without_ignore_index_is_kept(self, tmp_path):
+        MaskFormerImageProcessor(num_labels=300).save_pretrained(tmp_path / "theirs")
+        label_map = np.full((20, 30), 255, dtype=np.uint8)
+        label_map[:10] = 3
+        theirs = MaskFormerImageProcessor.from_pretrained(tmp_path / "theirs")
+        expected = theirs(photo(), segmentation_maps=label_map, return_tensors="pt")["class_labels"][0]
+        ours = HfMaskFormerImageProcessor.from_pretrained(tmp_path / "theirs")
+        assert ours(photo(), segmentation_maps=label_map)["class_labels"][0].tolist() == expected.tolist() == [3, 255]
+        ours.save_official(tmp_path / "back")
+        assert MaskFormerImageProcessor.from_pretrained(tmp_path / "back").ignore_index is None
 
     @pytest.mark.parametrize(
         "settings",

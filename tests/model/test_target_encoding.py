@@ -32,6 +32,19 @@ class TestSemanticMaps:
         assert features["class_labels"][0].dtype == torch.int64
         assert features["mask_labels"][0].int().tolist() == [[[1, 0], [0, 0]], [[0, 1], [0, 1]]]
 
+    def test_nothing_is_ignored_if_ignore_index_is_none(self):
+        label_map = np.array([[0, 2], [255, 2]], dtype=np.uint8)
+        features = tiny(id2label=None)(photo(2, 2), segmentation_maps=label_map, ignore_index=None)
+        assert features["class_labels"][0].tolist() == [0, 2, 255]
+        with pytest.raises(ValueError, match=r"image 0: label 255 is not in id2label, allowed: 0\.\.2"):
+            tiny(ignore_index=None)(photo(2, 2), segmentation_maps=label_map)
+        with pytest.raises(ValueError, match="image 0: label -1 is negative; ignore_index is None"):
+            tiny(ignore_index=None)(photo(2, 2), segmentation_maps=label_map.astype(int) - 1)
+        reduced = tiny(ignore_index=None)(photo(2, 2), segmentation_maps=label_map % 255, do_reduce_labels=True)
+        assert reduced["class_labels"][0].tolist() == [1]
+        with pytest.raises(ValueError, match=r"instance id 255 is not in .*; ignore_index is None, so every pixel"):
+            tiny(ignore_index=None)(photo(2, 2), segmentation_maps=label_map, instance_id_to_semantic_id={0: 1, 2: 1})
+
     def test_empty_map_gives_no_mask(self):
         features = tiny()(photo(2, 2), segmentation_maps=np.full((2, 2), 255))
         assert features["mask_labels"][0].shape == (0, 2, 2)
@@ -251,6 +264,10 @@ class TestMasks:
     def test_contradictions_are_refused(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             tiny()(photo(2, 2), **arguments)
+
+    def test_one_label_for_an_image_of_a_list_is_refused(self):
+        with pytest.raises(ValueError, match=r"image 0: class_labels must be a list of 1 label ids.* got 2"):
+            tiny()([photo(2, 2)], masks=[np.ones((1, 2, 2), bool)], class_labels=[2])
 
     def test_masks_are_read_one_by_one(self):
         """Something that has a length and makes each mask when it is asked for, into a padded result."""

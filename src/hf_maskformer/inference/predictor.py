@@ -65,7 +65,7 @@ class Predictor:
         self,
         model: Any,
         task: str | None = None,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         *,
         processor: Any = None,
         threshold: float | None = None,
@@ -88,7 +88,7 @@ class Predictor:
             raise ValueError(f"task must be one of {TASKS}, got {self.task!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _checked_device(device)
         self.model = model.to(self.device).eval()
         self.processor = copy.copy(processor)
         self.processor.task = None  # the task is chosen here; no method is hidden
@@ -259,6 +259,21 @@ class Predictor:
         if not isinstance(image, Image.Image):
             raise ValueError(f"{where} must be a path, a PIL image or an array, got {type(image).__name__}")
         return image_to_rgb(ImageOps.exif_transpose(image), where, self.intensity_range)
+
+
+def _checked_device(device: str | int | torch.device | None) -> torch.device:
+    """The device, which must exist: 0 is the first GPU, as in transformers' pipelines; None: a GPU if there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be one that torch finds here, such as 'cpu' or 'cuda:0', got {device!r} with "
+            f"{torch.cuda.device_count()} GPUs: {error}"
+        ) from error
+    return checked
 
 
 def _pil_image(array: np.ndarray, where: str) -> Image.Image:

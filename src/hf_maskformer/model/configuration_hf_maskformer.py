@@ -15,6 +15,7 @@ from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from .consistency import check_consistency
+from .label_spec import default_thing_label_ids, label_table
 from .official import is_official_config, translate_config
 
 logger = logging.get_logger(__name__)
@@ -48,6 +49,14 @@ _INHERITED_KEYWORDS = {
 
 # Keywords of `from_pretrained` that concern the way of loading, not the configuration.
 _LOADING_KEYWORDS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "code_revision", "trust_remote_code")
+# The same of models, for which they are handed back: `pipeline` and `AutoModel` give them to the configuration first.
+_MODEL_LOADING_KEYWORDS = (
+    *("adapter_name", "allow_all_kernels", "device_map", "device_mesh", "disable_mmap", "distributed_config"),
+    *("fusion_config", "ignore_mismatched_sizes", "kernel_config", "key_mapping", "low_cpu_mem_usage", "max_memory"),
+    *("mirror", "offload_buffers", "offload_folder", "offload_state_dict", "output_loading_info"),
+    *("quantization_config", "tp_plan", "tp_size", "tqdm_class", "use_kernels", "use_safetensors", "variant"),
+    "weights_only",
+)
 
 # Four feature maps at strides 4, 8, 16, 32 of MaskFormer's own ResNet-50.
 _DEFAULT_BACKBONE = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
@@ -188,7 +197,7 @@ class HfMaskFormerConfig(PreTrainedConfig):
 
     task: Literal["semantic", "instance", "panoptic"] = "panoptic"
     thing_label_ids: list[int] | tuple[int, ...] | None = None
-    ignore_index: int = 255
+    ignore_index: int | None = 255
     threshold: float | int = 0.5
     mask_threshold: float | int = 0.5
     overlap_mask_area_threshold: float | int = 0.8
@@ -201,6 +210,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown_keywords(kwargs)
+        if self.id2label is not None:
+            label_table(self.id2label)  # what is no table is refused here; transformers makes the keys integers
         self.backbone_config = _build_backbone_config(self.backbone_config, self.backbone, self.num_channels)
         self.backbone = None  # one place holds the backbone: backbone_config
         self.image_size = [int(side) for side in self.image_size]
@@ -213,10 +224,9 @@ class HfMaskFormerConfig(PreTrainedConfig):
         self.validate_consistency()
 
     def _resolved_thing_label_ids(self) -> list[int]:
-        """Without an explicit choice no class is countable in a semantic model, and every class is in the others."""
         if self.thing_label_ids is not None:
             return sorted({int(label_id) for label_id in self.thing_label_ids})
-        return [] if self.task == "semantic" else sorted(self.id2label)
+        return default_thing_label_ids(self.task, self.id2label) or []
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers', without the `use_cache` that Trainer sets on every config and that is no field here."""
@@ -249,7 +259,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
         """Merge keyword overrides *before* construction, so that every check sees the final values.
 
         Official `maskformer` dictionaries are translated field by field (`official.py`). `id2label` or `num_labels`
-        given without `thing_label_ids` resets the latter, because the old ids speak of other classes.
+        given without `thing_label_ids` resets the latter, because the old ids speak of other classes; the table that
+        is stored changes nothing.
         """
         return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
         config_dict = dict(config_dict)
@@ -263,15 +274,21 @@ class HfMaskFormerConfig(PreTrainedConfig):
             )
         known = cls.field_names() | _INHERITED_KEYWORDS
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in known and key != "auto_map"}
+        stored = label_table(config_dict.get("id2label") or _generic_names(config_dict.get("num_labels") or 2))
         if "num_labels" in overrides and "id2label" not in overrides:
-            if overrides["num_labels"] != len(config_dict.get("id2label") or ()):
-                overrides["id2label"] = {index: f"LABEL_{index}" for index in range(overrides["num_labels"])}
+            if overrides["num_labels"] != len(stored):
+                overrides["id2label"] = _generic_names(overrides["num_labels"])
             overrides.pop("num_labels")
+        if overrides.get("id2label") is not None and label_table(overrides["id2label"]) == stored:
+            overrides.pop("id2label")
         if "id2label" in overrides:
             config_dict.pop("label2id", None)
             config_dict.pop("num_labels", None)
             if "thing_label_ids" not in overrides and config_dict.pop("thing_label_ids", None):
                 logger.warning("id2label was replaced without thing_label_ids: they are reset to the task's default.")
+        old_name = overrides.pop("torch_dtype", None)
+        if overrides.get("dtype") is None and old_name is not None:
+            overrides["dtype"] = old_name  # else the file's own dtype would go before it
         if overrides.get("dtype") == "auto":
             overrides.pop("dtype")
         if isinstance(overrides.get("backbone_config"), dict) and "model_type" not in overrides["backbone_config"]:
@@ -285,6 +302,8 @@ class HfMaskFormerConfig(PreTrainedConfig):
             kwargs.pop(loading, None)
         if return_unused_kwargs:
             return config, kwargs
+        for loading in _MODEL_LOADING_KEYWORDS:
+            kwargs.pop(loading, None)
         config._refuse_unknown_keywords(kwargs)
         return config
 
@@ -308,6 +327,11 @@ class HfMaskFormerConfig(PreTrainedConfig):
         """Write config.json with the whole `auto_map` (`register_for_auto_class` would keep a single class)."""
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _generic_names(count: int) -> dict[int, str]:
+    """transformers' names of labels that have none."""
+    return {index: f"LABEL_{index}" for index in range(count)}
 
 
 def _build_backbone_config(backbone_config: Any, backbone: str | None, num_channels: int) -> PreTrainedConfig:

@@ -6,8 +6,13 @@ from typing import Any
 def check_consistency(config: Any) -> None:
     """All checks that span several fields of an `HfMaskFormerConfig`; ValueError names fields, values, what fits."""
     allowed = sorted(config.id2label)
-    if allowed != list(range(len(allowed))):
+    if not allowed or allowed != list(range(len(allowed))):
         raise ValueError(f"id2label must have the ids 0..K-1 without a gap, got {allowed}.")
+    if config.ignore_index in config.id2label:
+        raise ValueError(
+            f"ignore_index {config.ignore_index} is also the label {config.id2label[config.ignore_index]!r}: its "
+            f"pixels would never be trained. Choose an ignore_index outside 0..{len(allowed) - 1}, or None."
+        )
     for label_id in config.thing_label_ids or ():
         if label_id not in config.id2label:
             raise ValueError(f"thing_label_ids contains {label_id}, allowed are the ids of id2label: {allowed}.")

@@ -73,7 +73,7 @@ def to_rgb_tensor(
     Raises:
         ValueError: wide values without `intensity_range`, values that are not finite, an unclear channel axis.
     """
-    if isinstance(image, str):
+    if isinstance(image, (str, Path)):
         image = open_image(image)
     default_first = isinstance(image, torch.Tensor)
     if is_vision_available() and isinstance(image, Image.Image):
@@ -208,7 +208,7 @@ def resized_size(image_size: tuple[int, int], *, size: SizeDict, size_divisor: i
         resized = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
     else:
         resized = (size.height, size.width)
-    return tuple(_round_up(length, size_divisor) for length in resized)
+    return tuple(_round_up(max(1, length), size_divisor) for length in resized)
 
 
 def padded_size(

@@ -17,6 +17,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
+from transformers.utils import logging
 
 from .image_conversion import list_images, new_zeros, padded_size, resized_size, to_rgb_tensor, write_normalized
 from .label_spec import LabelSpec
@@ -32,6 +33,7 @@ from .official_processor import (
     to_official,
 )
 from .postprocess import (
+    check_label_ids,
     instance_candidates,
     instance_segments,
     logits_per_image,
@@ -43,14 +45,19 @@ from .postprocess import (
 from .processor_settings import (
     PANOPTIC_MERGES,
     PIPELINE_THRESHOLDS,
+    TASKS,
     HfMaskFormerImageProcessorKwargs,
     check_choice,
     checked_settings,
+    labels_of,
+    reset_things,
 )
 from .resampling import native_size, resize_maps
 from .target_encoding import Frame, LabelRules, encode_targets
 from .target_inputs import TargetInputs
 from .task_methods import hidden_for_tasks
+
+logger = logging.get_logger(__name__)
 
 
 class HfMaskFormerImageProcessor(TorchvisionBackend):
@@ -62,7 +69,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
             rounded up to a multiple of `size_divisor`, padded to the largest image of the batch.
         size_divisor: Multiple that the padded height and width have outside the canvas mode.
         pad_size: `{"height", "width"}` to pad to, instead of the canvas or the largest image.
-        ignore_index: Value of pixels in segmentation maps that belong to no label.
+        ignore_index: Value of pixels in segmentation maps that belong to no label; None: every pixel has a label.
         do_reduce_labels: Segmentation maps hold 0 for "no label" and 1..K for the labels; ignore_index stays ignored.
             Concerns maps and `instance_id_to_semantic_id`; `annotations` and `class_labels` are never shifted.
         id2label: Names of the label ids 0..K-1. When set, every target is checked against it.
@@ -112,16 +119,21 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         self._check_names(settings)
         super().__init__(**settings)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "task":  # a misspelt one would hide no method, and be saved
+            check_choice("task", value, (*TASKS, None))
+        super().__setattr__(name, value)
+
     @property
     def label_spec(self) -> LabelSpec | None:
         """The labels as one object, or None if `id2label` is not set."""
-        if self.id2label is None:
-            return None
-        return LabelSpec(self.id2label, tuple(self.thing_label_ids or ()), self.ignore_index)
+        return labels_of(self.id2label, self.thing_label_ids, self.ignore_index)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the fields of our own file or of an official MaskFormer / Mask2Former one.
+
+        `id2label` given without `thing_label_ids` resets the latter as `HfMaskFormerConfig` does.
 
         Raises:
             ValueError: a field of an official file has no counterpart, or an override looks misspelt.
@@ -131,6 +143,8 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         overrides = rename_old(kwargs)
         misspelt = [key for key in overrides if difflib.get_close_matches(key, [*cls._names(), *SIZE_KEYS], 1, 0.8)]
         cls._check_names(misspelt)  # others belong to loading (trust_remote_code and the like)
+        if reset_things(fields, overrides):
+            logger.warning("id2label was replaced without thing_label_ids: they are reset to the task's default.")
         return super().from_dict(fields, **overrides)
 
     @classmethod
@@ -216,7 +230,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         features = BatchFeature(data, tensor_type=kwargs["return_tensors"])
         if targets is not None:
-            labels = None if kwargs["id2label"] is None else LabelSpec(kwargs["id2label"], (), kwargs["ignore_index"])
+            labels = labels_of(kwargs["id2label"], (), kwargs["ignore_index"])
             rules = LabelRules(labels, kwargs["ignore_index"], bool(kwargs["do_reduce_labels"]))
             frames = [Frame(image_size, size, canvas) for image_size, size in zip(image_sizes, sizes, strict=True)]
             features["mask_labels"], features["class_labels"] = encode_targets(targets, rules, frames)
@@ -343,6 +357,7 @@ class HfMaskFormerImageProcessor(TorchvisionBackend):
         num_labels = outputs.class_queries_logits.shape[-1] - 1
         if self.id2label is not None and len(self.id2label) != num_labels:
             raise ValueError(f"the outputs have {num_labels} labels, the processor's id2label {len(self.id2label)}")
+        check_label_ids("thing_label_ids", self.thing_label_ids or (), num_labels)
         return logits_per_image(outputs, target_sizes)
 
     def _thresholds(self, outputs: Any, *given: float | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def check_targets(
     if (mask_labels is None) != (class_labels is None):
         raise ValueError("mask_labels and class_labels belong together: give both or none.")
     canvas = tuple(pixel_values.shape[-2:])
-    for index, masks in enumerate(mask_labels or ()):
+    for index, masks in enumerate(() if mask_labels is None else mask_labels):  # a stacked tensor has no truth value
         if tuple(masks.shape[-2:]) != canvas:
             raise ValueError(f"mask_labels[{index}] is {tuple(masks.shape[-2:])}, the canvas of its image {canvas}.")
 

@@ -12,6 +12,30 @@ import numpy as np
 import torch
 
 
+def label_table(id2label: Any) -> dict[int, str]:
+    """Label id -> name, ascending, from a table whose keys may be strings, as JSON makes them.
+
+    Raises:
+        ValueError: It is no table, or a key is no integer.
+    """
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"id2label must be a dict of label id -> name, got {id2label!r}")
+    try:
+        return {int(key): str(name) for key, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
+    except (TypeError, ValueError):
+        raise ValueError(f"id2label must have integers as keys, got {list(id2label)[:10]}") from None
+
+
+def default_thing_label_ids(task: str | None, id2label: Any) -> list[int] | None:
+    """What is countable where nobody says it: nothing in a semantic task, every label in the others.
+
+    None (not known) without a task or without labels. One rule for the model's config and its image processor.
+    """
+    if task is None or id2label is None:
+        return None
+    return [] if task == "semantic" else sorted(label_table(id2label))
+
+
 @dataclass(frozen=True)
 class LabelSpec:
     """Label ids 0..K-1 with their names.
@@ -29,7 +53,7 @@ class LabelSpec:
     raw_to_label: dict[int, int] | None = field(default=None)
 
     def __post_init__(self) -> None:
-        id2label = {int(key): str(name) for key, name in sorted(self.id2label.items(), key=lambda item: int(item[0]))}
+        id2label = label_table(self.id2label)
         object.__setattr__(self, "id2label", id2label)
         object.__setattr__(self, "thing_label_ids", tuple(sorted({int(value) for value in self.thing_label_ids})))
         if not id2label or list(id2label) != list(range(len(id2label))):

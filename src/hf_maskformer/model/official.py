@@ -6,6 +6,7 @@ on as a state dict, because transformers' key mappings are reversed on the next 
 under foreign names.
 """
 
+import copy
 import re
 import tempfile
 from pathlib import Path
@@ -15,8 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from .official_files import (
+    HUB_ARGUMENTS,
+    adapter_base,
+    check_config_file,
+    hub_arguments,
+    no_safetensors,
+    weight_files,
+)
 from .official_format import OfficialFormat
 from .official_mask2former import MASK2FORMER
 from .official_maskformer import MASKFORMER
@@ -87,6 +96,8 @@ def translate_config(official: dict[str, Any]) -> dict[str, Any]:
     for field, default in table.decoder_defaults.items():
         ours.update(dict.fromkeys(table.decoder_fields[field], decoder.get(field, default)))
     ours.update({field: official[field] for field in SHARED_FIELDS if official.get(field) is not None})
+    if ours.get("ignore_index", 255) in range(len(ours.get("id2label") or ()) or ours.get("num_labels", 2)):
+        ours["ignore_index"] = None  # the official model never reads it, so it says nothing about a real label
     neutral = {**NEUTRAL_VALUES, **table.neutral_values}
     known = {*table.fields, *SHARED_FIELDS, *WITHOUT_INFLUENCE}
     if table.decoder_fields:  # derived from the decoder
@@ -145,6 +156,7 @@ def untranslate_config(config: PreTrainedConfig) -> dict[str, Any]:
         if field in table.offsets
         else getattr(config, ours[0])
         for field, ours in table.fields.items()
+        if getattr(config, ours[0]) is not None  # an ignore_index of None is not known there
     }
     labels = {"id2label": config.id2label, "label2id": config.label2id}
     official = {**official, **labels, "backbone_config": backbone.to_dict()}
@@ -252,21 +264,16 @@ def rename_our_weights(weights: dict[str, Tensor], table: OfficialFormat, *, swi
 # Files
 # ---------------------------------------------------------------------------------------------------------------------
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
 
 def official_source(source: str | Path, **kwargs: Any) -> dict[str, Any] | None:
-    """The official config dictionary of a directory or Hub id; None for one of ours.
+    """The official config dictionary of a directory or Hub id; None for one of ours. An adapter is what its base is.
 
     Raises:
         ValueError: Another model type, no config.json in a directory, or weights that exist only as a pickle.
     """
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} has no config.json; it holds {sorted(entry.name for entry in folder.iterdir())[:10]}."
-        )
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    source = adapter_base(source, hub)
+    check_config_file(source, hub.get("subfolder", ""))
     config_dict, _ = PreTrainedConfig.get_config_dict(source, **hub)
     model_type = config_dict.get("model_type")
     if model_type not in (*FORMATS, OUR_MODEL_TYPE):
@@ -274,46 +281,25 @@ def official_source(source: str | Path, **kwargs: Any) -> dict[str, Any] | None:
             f"{source} holds a {model_type!r} model; hf_maskformer reads {OUR_MODEL_TYPE!r} and official "
             f"{', '.join(map(repr, FORMATS))} checkpoints."
         )
-    if _weight_files(source, hub) is None:
-        raise ValueError(_no_safetensors(source, hub))
+    if weight_files(source, hub, variant) is None:
+        raise ValueError(no_safetensors(source, hub, variant))
     return config_dict if model_type in FORMATS else None
-
-
-def _weight_files(source: str | Path, hub: dict[str, Any]) -> list[str] | None:
-    quiet = {"_raise_exceptions_for_missing_entries": False}
-    single = cached_file(source, SAFE_WEIGHTS_NAME, **hub, **quiet)
-    if single is not None:
-        return [single]
-    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
-    if index is None:
-        return None
-    shards = sorted(set(PreTrainedConfig._dict_from_json_file(index)["weight_map"].values()))
-    return [cached_file(source, shard, **hub) for shard in shards]
-
-
-def _no_safetensors(source: str | Path, hub: dict[str, Any]) -> str:
-    pickled = cached_file(source, WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False)
-    if pickled is None:
-        return f"{source} has a config.json but no weights ({SAFE_WEIGHTS_NAME})."
-    return (
-        f"{source} has its weights only as a pickle ({WEIGHTS_NAME}), which can run code when it is opened and is "
-        'never loaded. If you trust it, convert it once: python -c "import torch; '
-        "from safetensors.torch import save_file; "
-        f"save_file({{k: v.contiguous() for k, v in torch.load('{WEIGHTS_NAME}', weights_only=True).items()}}, "
-        f"'{SAFE_WEIGHTS_NAME}', metadata={{'format': 'pt'}})\""
-    )
 
 
 def load_official(
     cls: Any, source: str | Path, config_dict: dict[str, Any], *, config: Any = None, **kwargs: Any
 ) -> Any:
-    """Build `cls` from an official checkpoint; keyword overrides of configuration fields are honoured."""
-    hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-    if config is None:
-        config, kwargs = cls.config_class.from_dict(config_dict, return_unused_kwargs=True, **kwargs)
-    config.name_or_path = str(source)
+    """Build `cls` from an official checkpoint; keyword overrides of configuration fields are honoured.
+
+    `config` may be all that transformers allows: a path or Hub id, or an object, ours or an official one.
+    """
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    kwargs = {name: value for name, value in kwargs.items() if name not in (*HUB_ARGUMENTS, "variant")}
+    adapter_name = kwargs.pop("adapter_name", "default")
+    base = adapter_base(source, hub)
+    config, kwargs = _our_config(cls.config_class, config_dict if config is None else config, hub, kwargs)
     weights: dict[str, Tensor] = {}
-    for file in _weight_files(source, hub) or ():
+    for file in weight_files(base, hub, variant) or ():
         weights.update(load_file(file))
     swin = config.backbone_config.model_type == "swin"
     renamed = rename_official_weights(weights, FORMATS[config_dict["model_type"]], swin=swin)
@@ -326,7 +312,28 @@ def load_official(
         renamed.setdefault(full_name, torch.ones(shape) if name.endswith("weight") else torch.zeros(shape))
     if cls.base_model_prefix and not hasattr(cls, "loss_normalizer"):  # the base model's names have no prefix
         renamed = {name.removeprefix("model."): tensor for name, tensor in renamed.items()}
-    return cls.from_pretrained(None, config=config, state_dict=renamed, **kwargs)
+    loaded = cls.from_pretrained(None, config=config, state_dict=renamed, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with its loading info
+    model.name_or_path = model.config.name_or_path = str(base)  # where an adapter trained on it looks for its base
+    if base != source:
+        model.load_adapter(str(source), adapter_name=adapter_name, adapter_kwargs=dict(hub))
+    return loaded
+
+
+def _our_config(our_class: Any, given: Any, hub: dict[str, Any], overrides: dict[str, Any]) -> tuple[Any, Any]:
+    """A configuration of ours from any form of one, and the keywords that are none of its fields."""
+    if isinstance(given, (str, Path)):
+        return our_class.from_pretrained(given, return_unused_kwargs=True, **hub, **overrides)
+    if getattr(given, "model_type", None) == OUR_MODEL_TYPE:
+        return copy.deepcopy(given), overrides
+    if getattr(given, "model_type", None) in FORMATS:
+        given = given.to_dict()
+    elif not (isinstance(given, dict) and is_official_config(given)):
+        raise ValueError(
+            f"config must be a path, a Hub id, an HfMaskFormerConfig or an official {' or '.join(FORMATS)} "
+            f"configuration, got {given!r:.60}."
+        )
+    return our_class.from_dict(given, return_unused_kwargs=True, **overrides)
 
 
 def save_official(model: Any, save_directory: str | Path, *, image_processor: Any = None) -> None:

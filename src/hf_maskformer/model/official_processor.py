@@ -63,6 +63,8 @@ def from_official(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the fields of an official file to keyword arguments of our processor."""
     fields = rename_old(fields)
     ours: dict[str, Any] = {"size": _size(fields), "task": "panoptic"}
+    if not fields.get("do_reduce_labels"):  # with it transformers demands a value, and ours has one
+        ours["ignore_index"] = None  # what these classes have where the file says nothing: 255 is a label
     for key, value in fields.items():
         if key in SHARED_KEYS:
             if value is not None:

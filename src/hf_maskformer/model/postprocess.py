@@ -209,6 +209,7 @@ def instance_candidates(
     probabilities = class_probabilities(class_logits, activation)  # (Q, K)
     allowed = torch.arange(probabilities.shape[-1], device=probabilities.device)
     if allowed_labels is not None:
+        check_label_ids("allowed_labels", allowed_labels, len(allowed))
         allowed = allowed[sorted(allowed_labels)]
     pair_probabilities = probabilities[:, allowed].flatten()
     limit = min(max_candidates or len(probabilities), len(pair_probabilities))
@@ -267,6 +268,13 @@ def instance_segments(
         np.copyto(part, len(segments), where=visible)
     segmentation = torch.from_numpy(canvas).view(size[1], size[0]).t().contiguous()
     return {"segmentation": segmentation.to(device), "segments_info": segments}
+
+
+def check_label_ids(name: str, label_ids: Collection[int], num_labels: int) -> None:
+    """ValueError unless all are label ids of the outputs: a negative one would count from the last class."""
+    wrong = [label for label in label_ids if not 0 <= label < num_labels]
+    if wrong:
+        raise ValueError(f"{name} contains {wrong[0]}, allowed are the outputs' labels 0..{num_labels - 1}")
 
 
 def best_labels(class_logits: Tensor, activation: str) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .label_spec import LabelSpec
+from .label_spec import LabelSpec, default_thing_label_ids, label_table
 
 TASKS = ("semantic", "instance", "panoptic")
 CLASS_ACTIVATIONS = ("softmax", "sigmoid")
@@ -21,7 +21,7 @@ class HfMaskFormerImageProcessorKwargs(ImagesKwargs, total=False):  # type: igno
     """Settings beyond those of every image processor; see `HfMaskFormerImageProcessor`."""
 
     size_divisor: int
-    ignore_index: int
+    ignore_index: int | None
     do_reduce_labels: bool
     id2label: dict | None
     thing_label_ids: list | tuple | None
@@ -60,10 +60,34 @@ def checked_settings(size: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"intensity_range must be (low, high) with low < high, got {(low, high)}")
     if checked.get("thing_label_ids") is not None:
         checked["thing_label_ids"] = tuple(int(label) for label in checked["thing_label_ids"])
-    if checked.get("id2label") is not None:
-        labels = LabelSpec(checked["id2label"], checked.get("thing_label_ids") or (), checked["ignore_index"])
+        if min(checked["thing_label_ids"], default=0) < 0:  # how many labels there are is not known without id2label
+            raise ValueError(f"thing_label_ids must be label ids from 0 up, got {checked['thing_label_ids']}")
+    labels = labels_of(checked.get("id2label"), checked.get("thing_label_ids"), checked.get("ignore_index"))
+    if labels is not None:
         checked["id2label"] = labels.id2label
     return {**checked, "size": size}
+
+
+def labels_of(id2label: Any, thing_label_ids: Sequence[int] | None, ignore_index: int | None) -> LabelSpec | None:
+    """The labels as one object, or None without `id2label`; -1, which is never a label, stands for no ignore_index."""
+    if id2label is None:
+        return None
+    return LabelSpec(id2label, tuple(thing_label_ids or ()), -1 if ignore_index is None else ignore_index)
+
+
+def reset_things(fields: dict[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Set the stored `thing_label_ids` in `fields` to the task's default where other labels are given without them.
+
+    The old ids speak of other classes. Returns whether something that was known has been replaced.
+    """
+    known, given = fields.get("thing_label_ids"), overrides.get("id2label")
+    if known is None or "thing_label_ids" in overrides or "id2label" not in overrides:
+        return False
+    stored = fields.get("id2label")
+    if given is not None and stored is not None and label_table(given) == label_table(stored):
+        return False
+    fields["thing_label_ids"] = default_thing_label_ids(overrides.get("task", fields.get("task")), given)
+    return bool(known)
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

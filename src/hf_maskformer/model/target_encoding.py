@@ -29,7 +29,7 @@ class LabelRules:
     """How label values are read: `labels` (None: not known, any id >= 0 passes), ignored value, shift by one."""
 
     labels: LabelSpec | None
-    ignore_index: int
+    ignore_index: int | None  # None: nothing is ignored
     do_reduce_labels: bool
 
     def check(self, values: Iterable[int] | np.ndarray, where: str) -> None:
@@ -40,13 +40,19 @@ class LabelRules:
         elif array.size and array.min() < 0:
             raise ValueError(f"{where}: label {array.min()} is negative, allowed: 0 and up")
 
+    def is_ignored(self, values: np.ndarray) -> np.ndarray:
+        """Where `values` are the ignore_index, as bool of their shape."""
+        if self.ignore_index is None:
+            return np.zeros(values.shape, dtype=bool)
+        return values == self.ignore_index
+
     def reduce(self, raw: np.ndarray) -> np.ndarray:
         """Raw label values -> label ids, VOID where there is none; what is ignored stays so, and never becomes 254.
 
         No two values become the same label, but for VOID.
         """
         values = raw.astype(np.int64)
-        void = values == self.ignore_index
+        void = self.is_ignored(values)
         if self.do_reduce_labels:
             void |= values == 0
             values = values - 1
@@ -161,7 +167,7 @@ def semantic_map_targets(semantic_map: Any, rules: LabelRules, frame: Frame, whe
     raw = _label_map(semantic_map, frame.image_size, where)
     id_map = IdMap.of(raw)
     values = id_map.values
-    negative = values[(values < 0) & (values != rules.ignore_index)]
+    negative = values[(values < 0) & ~rules.is_ignored(values)]
     if len(negative):  # before the shift, where -1 would pass for void
         raise ValueError(f"{where}: label {negative[0]} is negative; ignore_index is {rules.ignore_index}")
     labels = rules.reduce(values)
@@ -187,9 +193,12 @@ def instance_map_targets(
     id_map = IdMap.of(instances)
     for instance in id_map.values.tolist():
         if instance not in table and instance not in unnamed_void:
+            hint = f"map it to {rules.ignore_index} (ignore_index) if it is background"
+            if rules.ignore_index is None:
+                hint = "ignore_index is None, so every pixel needs a label"
             raise ValueError(
                 f"{where}: instance id {instance} is not in instance_id_to_semantic_id, known: {sorted(table)[:20]}; "
-                f"map it to {rules.ignore_index} (ignore_index) if it is background"
+                f"{hint}"
             )
     named = [instance for instance in id_map.values.tolist() if instance in table]
     labels = rules.reduce(np.array([table[instance] for instance in named], dtype=np.int64))
@@ -249,7 +258,13 @@ def mask_targets(
 
     The N masks are read one by one, so an object that has a length and makes each mask when it is asked for will do.
     """
-    labels = to_array(class_labels) if len(class_labels) else np.zeros(0, dtype=np.int64)
+    labels = to_array(class_labels)
+    if labels.ndim == 0:
+        raise ValueError(
+            f"{where}: class_labels must be a list of {len(masks)} label ids, one for each mask of the image, got "
+            f"{class_labels!r}"
+        )
+    labels = labels if len(labels) else np.zeros(0, dtype=np.int64)
     if labels.ndim != 1 or len(labels) != len(masks):
         raise ValueError(f"{where}: {len(masks)} masks, but class_labels has shape {labels.shape}")
     if labels.dtype.kind not in "iu":
