@@ -58,7 +58,7 @@ NOT_COMPARED = {
     "keep_checkpoints",
 }
 # Of a run of ours: the same for all rows, and so no setting of ours.
-SHARED_SETTINGS = {"max_minutes", "seed"}
+SHARED_SETTINGS = {"max_minutes", "seed", "image_resize"}
 
 Cell = tuple[str, float | None]  # model, learning rate; None: that of our recipe
 
@@ -183,6 +183,8 @@ def wanted_row(config: TrainConfig, recipe: str, model: str, rate: float | None)
         "canvas": config.config_overrides.get("image_size", preset(config.preset).image_size),
         "augmentation": {name: value for name, value in augmentation.items() if value is not None},
     }
+    if config.image_resize != "canvas":
+        conditions["image_resize"] = config.image_resize
     backbone = {"backbone": config.preset} if model in TAKES_OUR_BACKBONE else {}
     settings = ours_settings(config) if model == OURS else {**PEER_SETTINGS, **backbone}
     names = {"preset": config.preset, "recipe": recipe} if model == OURS else {}

@@ -46,7 +46,8 @@ def train_peer(config: TrainConfig, name: str, learning_rate: float) -> dict[str
         **config.config_overrides,
     )
     processor = image_processor_for(ours, intensity_range=config.intensity_range)
-    pixels = Pixels(tuple(ours.image_size), processor.image_mean, processor.image_std)
+    by_shortest_edge = config.image_resize == "shortest_edge"
+    pixels = Pixels(tuple(ours.image_size), processor.image_mean, processor.image_std, by_shortest_edge)
     set_seed(config.seed)
     peer = PEERS[train_data.task][name](ours, spec, pixels)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)

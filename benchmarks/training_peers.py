@@ -30,7 +30,7 @@ from hf_maskformer.model.configuration_hf_maskformer import HfMaskFormerConfig
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.masks import encode_rle
 
-NATIVE, CANVAS = "native", "canvas"  # how large the network sees an image: as it is, or inside the canvas of ours
+NATIVE, CANVAS = "native", "canvas"  # how large the network sees an image: as it is, or resized as for ours
 # AP ranks all detections; a score threshold would only cut off the tail of its curve.
 AP_SCORE_THRESHOLD = 0.0
 SIZE_DIVISOR = 32  # the coarsest stride of the backbones
@@ -38,16 +38,22 @@ SIZE_DIVISOR = 32  # the coarsest stride of the backbones
 
 @dataclass(frozen=True)
 class Pixels:
-    """How an image becomes the network's input, as for ours: 0..255 to 0..1, then mean and standard deviation."""
+    """How an image becomes the network's input, as for ours: 0..255 to 0..1, then mean and standard deviation.
+
+    It is resized to fit inside the `canvas`, or by its shorter side to the canvas's, where the longer one allows it.
+    """
 
     canvas: tuple[int, int]
     mean: Sequence[float]
     std: Sequence[float]
+    by_shortest_edge: bool = False
 
     def scale(self, size: tuple[int, int], view: str) -> float:
         """By which an image of `size` (H, W) is resized for a view."""
         if view == NATIVE:
             return 1.0
+        if self.by_shortest_edge:
+            return min(min(self.canvas) / min(size), max(self.canvas) / max(size))
         return min(self.canvas[0] / size[0], self.canvas[1] / size[1])
 
     def network_image(self, image: np.ndarray, view: str) -> torch.Tensor:

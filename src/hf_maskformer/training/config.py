@@ -60,6 +60,7 @@ FIELDS_FIXED_BY_RESUME = (
     "val_split",
     "val_dataset_options",
     "eval_limit",
+    "image_resize",
 )
 
 
@@ -170,6 +171,12 @@ class TrainConfig:
     )
     crop_size: tuple[int, int] | None = option(
         None, "HEIGHT WIDTH of a training crop; default: the augmentation's, else the preset's canvas"
+    )
+    image_resize: Literal["canvas", "shortest_edge"] = option(
+        "canvas",
+        "how the finished model sees an image, by `image_size` in config_overrides: 'canvas': inside it, padded to "
+        "exactly that; 'shortest_edge': enlarged or made smaller until its shorter side is the smaller number, or "
+        "its longer side the larger one. Training crops are cut before",
     )
     scale_range: tuple[float, float] | None = option(
         None, "LOW HIGH of the random resize before the crop; default: the augmentation's, else 0.5 2.0"

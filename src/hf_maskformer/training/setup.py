@@ -1,6 +1,7 @@
 """From a TrainConfig to data, model, processor and augmentation."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def new_model(
     else:
         model = fine_tuned_model(config.init_from, fields)
         settings |= stored_normalization(config.init_from)
+    if config.image_resize == "shortest_edge":
+        settings["size"] = shortest_edge_size(model.config.image_size)
     return model, image_processor_for(model.config, **settings)
 
 
@@ -177,15 +180,14 @@ def resumed_model(
 def build_augmentation(config: TrainConfig, processor: HfMaskFormerImageProcessor) -> TrainAugmentation:
     """The training augmentation: a published one or the plain one, with the fields that `config` sets itself.
 
-    Without `augmentation` and `crop_size` the crop is the processor's canvas.
+    Without `augmentation` and `crop_size` the crop is the processor's canvas, or a square of its shortest edge.
 
     Raises:
         ValueError: `augmentation` is not known, or has no crop of fixed size and a field that needs one is set.
     """
     overrides = {name: getattr(config, name) for name in OVERRIDES if getattr(config, name) is not None}
     if config.augmentation is None:
-        canvas = (processor.size["max_height"], processor.size["max_width"])
-        return TrainAugmentation(crop_size=config.crop_size or canvas, **overrides)
+        return TrainAugmentation(crop_size=config.crop_size or _whole_crop(processor), **overrides)
     augmentation = augmentation_preset(config.augmentation, config.crop_size)
     needs_crop = sorted({"scale_range", "max_class_fraction"} & set(overrides))
     if augmentation.crop_size is None and needs_crop:
@@ -198,6 +200,13 @@ def build_augmentation(config: TrainConfig, processor: HfMaskFormerImageProcesso
     return dataclasses.replace(augmentation, **overrides)
 
 
+def _whole_crop(processor: HfMaskFormerImageProcessor) -> tuple[int, int]:
+    size = dict(processor.size)
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    return size["max_height"], size["max_width"]
+
+
 def training_processor(
     processor: HfMaskFormerImageProcessor, crop_size: tuple[int, int] | None
 ) -> HfMaskFormerImageProcessor:
@@ -206,11 +215,17 @@ def training_processor(
     Without a `crop_size` it pads to the largest image of the batch, rounded up to its `size_divisor`.
     """
     if crop_size is None:
-        canvas = dict(processor.size).values()
-        size = {"shortest_edge": min(canvas), "longest_edge": max(canvas)}  # crops are not resized any more
+        size = shortest_edge_size(dict(processor.size).values())  # crops are not resized any more
     else:
         size = {"max_height": crop_size[0], "max_width": crop_size[1]}
     return HfMaskFormerImageProcessor.from_dict({**processor.to_dict(), "size": size})
+
+
+def shortest_edge_size(sides: Iterable[int]) -> dict[str, int]:
+    """The processor's `size` that brings the shorter side of an image to the smaller of `sides`, or the longer side to
+    the larger."""
+    shorter, longer = sorted(sides)
+    return {"shortest_edge": shorter, "longest_edge": longer}
 
 
 def open_epoch(
