@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from training_rows import OURS
-from training_table import MODEL_NAMES, SHOWN_METRICS, best_group, grouped, mean_value
+from training_table import MODEL_NAMES, SHOWN_METRICS, best_group, data_name, grouped, mean_value
 
 Read = Callable[[str], dict[str, Any]]
 
@@ -55,7 +55,7 @@ def trained(tables: list[list[dict[str, Any]]]) -> list[str]:
                 if (value := mean_value(cell, metric)) is not None
             ]
             model = f"**`{cell[0]['preset']}`**" if name == OURS else MODEL_NAMES[name]
-            lines.append(f"| {conditions['data']} | {conditions['minutes']:g} | {model} | {', '.join(scores)} |")
+            lines.append(f"| {data_name(conditions)} | {conditions['minutes']:g} | {model} | {', '.join(scores)} |")
     return lines
 
 

@@ -108,11 +108,18 @@ def introduction(conditions: Row, rows: Sequence[Row]) -> str:
     minutes = f"{conditions['minutes']:g}"
     command = f"`benchmarks/train_compare.py --data {conditions['data']} --minutes {minutes}`"
     return (
-        f"{conditions['data']} ({command}, {conditions['device']}, {named}): {minutes} minutes of training each, "
+        f"{data_name(conditions)} ({command}, {conditions['device']}, {named}): {minutes} minutes of training each, "
         "waiting for data included, from random weights on the same augmented images; validation split at its "
         "original size. The learning rate of a peer, and where it can take images of any size the size it sees, are "
         "the best on this same split."
     )
+
+
+def data_name(conditions: Row) -> str:
+    """The data set, and how its images are resized where that is not to fit inside the canvas."""
+    if conditions.get("image_resize") != "shortest_edge":
+        return str(conditions["data"])
+    return f"{conditions['data']}, shorter side {min(conditions['canvas'])}"
 
 
 def rates(groups: dict[str, dict[float, list[Row]]], task: str) -> list[str]:

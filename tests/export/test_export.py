@@ -277,6 +277,19 @@ def test_a_model_of_things_only_takes_any_number_of_images():
         torch.testing.assert_close(program(**three)[0], graph(**three)[0])
 
 
+def test_a_file_of_one_size_takes_images_of_all_sizes(pair, tmp_path, caplog):
+    """The model resizes by the shorter side, so its images have many sizes; the file's processor has one canvas."""
+    model, _ = pair
+    by_edge = image_processor_for(model.config, size={"shortest_edge": 32, "longest_edge": 64})
+    exported = export_model(model, by_edge, tmp_path, fixed_size=True)
+    assert exported.record["image_size"] == [32, 64]
+    assert "fitted into 32x64 pixels" in caplog.text
+    predictor = Predictor(exported.files["float32"], threshold=0.0)
+    assert dict(predictor.processor.size) == {"max_height": 32, "max_width": 64}
+    for size in ((40, 60), (60, 40), (32, 32)):
+        assert predictor(picture(*size))[0].segmentation.shape == size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in list_presets() if name.startswith(("lite", "maskformer", "mask2"))])
 def test_every_preset_at_three_sizes(name, tmp_path):

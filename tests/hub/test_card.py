@@ -64,6 +64,14 @@ def test_the_results_of_the_best_weights(make_run):
     assert "(below 0.1 on the evaluation split): crate \\| box." in section(card, "Limits")
 
 
+def test_how_images_are_resized(make_run):
+    limits = section(model_card(make_run("a"), "me/x"), "Limits")
+    assert re.search(r"Images are fitted into a canvas of \d+ x \d+ pixels \(height x width\) and padded;", limits)
+    card = model_card(make_run("b", image_resize="shortest_edge"), "me/x")
+    assert re.search(r"Images:\*\* resized to a shorter side of \d+ pixels, the longer one at most \d+", str(card))
+    assert "canvas" not in section(card, "Limits")
+
+
 def test_the_numbers_of_the_last_weights_are_not_given_to_the_best_ones(make_run):
     run = make_run(metrics={"best_step": 20, "best_value": 0.6}, eval_limit=7, dataset_options={"length": 9})
     card = model_card(run, "me/x")

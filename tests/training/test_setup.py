@@ -54,6 +54,29 @@ def test_bad_samples_and_the_intensity_range_reach_data_and_processor(tmp_path: 
     assert np.all(processor(np.full((8, 8), 4094, dtype=np.uint16))["pixel_values"][0, 0, 0, 0].numpy() > 2)
 
 
+@pytest.mark.parametrize("sides", [[64, 96], [96, 64]])
+def test_images_are_resized_by_their_shorter_side(sides: list[int]) -> None:
+    config = TrainConfig(
+        max_steps=1,
+        preset="maskformer-light",
+        dataset_options={"length": 1},
+        val_split=None,
+        image_resize="shortest_edge",
+        config_overrides={"image_size": sides},
+    )
+    data, _ = load_splits(config)
+    model, made = build_model(config, data, None)
+    assert model.config.image_size == sides
+    assert dict(made.size) == {"shortest_edge": 64, "longest_edge": 96}
+    for size, seen in (((20, 20), (64, 64)), ((40, 50), (64, 96)), ((300, 100), (96, 32))):
+        assert made(np.zeros((*size, 3), dtype=np.uint8))["pixel_values"].shape[-2:] == seen  # padded to 32
+    assert build_augmentation(config, made).crop_size == (64, 64)
+    wide = TrainConfig(max_steps=1, image_resize="shortest_edge", crop_size=(32, 48))
+    assert build_augmentation(wide, made).crop_size == (32, 48)
+    assert dict(training_processor(made, (32, 48)).size) == {"max_height": 32, "max_width": 48}
+    assert dict(training_processor(made, None).size) == {"shortest_edge": 64, "longest_edge": 96}
+
+
 def processor(height: int = 64, width: int = 96) -> HfMaskFormerImageProcessor:
     return HfMaskFormerImageProcessor(size={"max_height": height, "max_width": width})
 

@@ -211,6 +211,21 @@ def test_an_image_is_seen_as_it_is_or_inside_the_canvas(benchmark):
     assert seen.unique().tolist() == pytest.approx([2.0])  # (1 - 0.5) / 0.25
 
 
+def test_an_image_is_resized_by_its_shorter_side_where_ours_is(benchmark):
+    pixels = benchmark("training_peers").Pixels((16, 32), (0.5,) * 3, (0.25,) * 3, True)
+    assert pixels.scale((8, 8), "canvas") == 2.0
+    assert pixels.scale((32, 24), "canvas") == 16 / 24
+    assert pixels.scale((8, 64), "canvas") == 0.5  # the longer side may have 32 pixels
+    assert pixels.scale((8, 64), "native") == 1.0
+
+
+def test_conditions_name_what_is_resized_by_the_shorter_side(benchmark):
+    data_name = benchmark("training_table").data_name
+    assert data_name({"data": "cells", "canvas": [512, 512]}) == "cells"
+    by_edge = {"data": "cells", "canvas": [1024, 512], "image_resize": "shortest_edge"}
+    assert data_name(by_edge) == "cells, shorter side 512"
+
+
 def test_a_missing_package_is_named_before_anything_runs(benchmark, monkeypatch):
     peers = benchmark("training_peers")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)

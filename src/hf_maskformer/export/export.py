@@ -16,7 +16,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.export.agreement import Agreement, ExportError, Run, check
-from hf_maskformer.export.examples import example_inputs, resized
+from hf_maskformer.export.examples import example_inputs, on_one_canvas, resized
 from hf_maskformer.export.graph import INPUTS, LogitsGraph, SemanticGraph, may_have_free_size, trace
 from hf_maskformer.export.variants import make_variant
 from hf_maskformer.inference.checkpoint import EXPORT_RECORD
@@ -64,7 +64,7 @@ def export_model(
 
     Args:
         model: a `HfMaskFormerForUniversalSegmentation`; put into eval mode, on the CPU and in float32.
-        processor: its image processor, written beside the file.
+        processor: its image processor, written beside the file; for a file of one size with a canvas of that size.
         output_dir: created where it does not exist; files of the same name are replaced.
         format: "onnx" or "torch-export".
         variants: of ONNX: "fp16" (half the size, for GPUs), "int8" (convolutions in 8 bits), "int8-dynamic" (matrix
@@ -86,6 +86,8 @@ def export_model(
     if variants and (format != "onnx" or semantic_map):
         raise ValueError(f"variants {', '.join(variants)} are made of ONNX files with logits only")
     graph = (SemanticGraph if semantic_map else LogitsGraph)(model.to("cpu", torch.float32).eval()).eval()
+    if fixed_size or not may_have_free_size(model.config):
+        processor = on_one_canvas(processor)
     examples = example_inputs(processor, data)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

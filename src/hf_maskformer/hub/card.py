@@ -152,12 +152,20 @@ def model_section(record: RunRecord) -> str:
         f"- **Parts:** pixel decoder `{model['pixel_decoder']}`, query decoder `{model['query_decoder']}`, "
         f"{model['num_queries']} queries",
         f"- **Parameters:** {record.num_parameters:,}",
-        f"- **Canvas:** {' x '.join(map(str, model['image_size']))} pixels (height x width)",
+        f"- **Images:** {_resized(record)}",
         f"- **Classes:** {len(record.labels)}: " + ", ".join(_class_names(record)),
     ]
     if model.get("transformers_version"):
         lines.append(f"- **Written with:** transformers {model['transformers_version']}")
     return "\n".join(lines)
+
+
+def _resized(record: RunRecord) -> str:
+    """What the image processor does to the size of an image."""
+    sides = record.model["image_size"]
+    if record.options.get("image_resize") == "shortest_edge":
+        return f"resized to a shorter side of {min(sides)} pixels, the longer one at most {max(sides)}"
+    return f"fitted into a canvas of {sides[0]} x {sides[1]} pixels (height x width) and padded"
 
 
 def data_section(record: RunRecord) -> str:
@@ -240,10 +248,8 @@ def hardware_section(record: RunRecord) -> str:
 
 def limits_section(record: RunRecord) -> str:
     model = record.model
-    height, width = model["image_size"]
     lines = [
-        f"- Images are fitted into a canvas of {height} x {width} pixels and padded; detail that is lost there is not "
-        "found.",
+        f"- Images are {_resized(record)}; detail that is lost there is not found.",
         f"- At most {model['num_queries']} segments can be found in an image.",
         "- It knows only the classes above, and has seen only the conditions of its training data. Its errors on "
         "other places, people, sensors or seasons are unknown: measure on your own data before you rely on it.",
