@@ -34,6 +34,24 @@ def test_true_answers_score_one(task, keys):
     assert {key: metrics[key] for key in keys} == {key: pytest.approx(1.0, abs=1e-6) for key in keys}
 
 
+def test_no_larger_neighbour_pads_an_image(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+    for number, size in enumerate([(32, 32), (32, 32), (32, 64), (64, 32)]):
+        Image.new("RGB", size[::-1]).save(tmp_path / "val" / "images" / f"{number}.png")
+        Image.fromarray(np.eye(*size, dtype=np.uint8)).save(tmp_path / "val" / "labels" / f"{number}.png")
+    data = load(tmp_path, split="val", task="semantic", cache_dir=str(tmp_path / "cache"))
+    processor = processor_for(data)
+    processor.size = type(processor.size)(shortest_edge=32, longest_edge=64)
+    oracle, seen = Oracle(data), []
+    oracle.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
+    )
+    assert evaluate(oracle, processor, data, batch_size=4, progress=False)["mean_iou"] == 1.0
+    assert seen == [(2, 3, 32, 32), (1, 3, 32, 64), (1, 3, 64, 32)]
+    assert oracle.next_row == 4
+
+
 def test_wrong_answers_score_less():
     data = scenes("panoptic")
     oracle = Oracle(data)

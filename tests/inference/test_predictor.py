@@ -77,6 +77,28 @@ def test_a_result_does_not_depend_on_its_batch(checkpoint):
         assert np.mean(one.segmentation == other.segmentation) > 0.999
 
 
+def test_no_larger_neighbour_pads_an_image(checkpoint):
+    """By the shorter side images have several sizes; those of one canvas go through the model together."""
+    model, processor = load_checkpoint(checkpoint)
+    by_edge = copy.copy(processor)
+    by_edge.size = type(processor.size)(shortest_edge=32, longest_edge=96)
+    images = [picture(*size, seed) for seed, size in enumerate([(40, 40), (50, 50), (30, 90), (90, 30), (40, 40)])]
+    together = Predictor(model, processor=by_edge, task="semantic", device="cpu", batch_size=5)
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
+    )
+    results = together(images)
+    hook.remove()
+    assert seen == [(2, 3, 32, 32), (1, 3, 32, 96), (1, 3, 96, 32), (1, 3, 32, 32)]
+    alone = Predictor(model, processor=by_edge, task="semantic", device="cpu", batch_size=1)
+    for image, result in zip(images, results, strict=True):
+        np.testing.assert_array_equal(result.image, image)
+        assert result.segmentation.shape == image.shape[:2]
+        assert np.mean(result.segmentation == alone(image)[0].segmentation) > 0.999
+    assert [result.name for result in together.stream(images)] == [result.name for result in results]
+
+
 def test_stream_reads_no_further_than_its_queues(predictor):
     read = []
 

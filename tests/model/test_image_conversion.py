@@ -10,11 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_maskformer.model.image_conversion import new_zeros, to_rgb_tensor, write_normalized
+from hf_maskformer.model.image_conversion import new_zeros, runs_of_one_canvas, to_rgb_tensor, write_normalized
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
 LABELS = {0: "road", 1: "car", 2: "sky"}
 PLAIN = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
+
+
+def test_runs_of_one_canvas() -> None:
+    sizes = [(20, 20), (31, 30), (20, 40), (40, 80), (20, 20)]
+    canvas = HfMaskFormerImageProcessor(size={"max_height": 64, "max_width": 64})
+    assert runs_of_one_canvas(canvas, sizes) == [slice(0, 5)]
+    by_edge = HfMaskFormerImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, size_divisor=32)
+    assert runs_of_one_canvas(by_edge, sizes) == [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
+    by_edge.pad_size = type(by_edge.size)(height=64, width=64)
+    assert runs_of_one_canvas(by_edge, sizes) == [slice(0, 5)]
+    assert runs_of_one_canvas(by_edge, []) == []
 
 
 def photo(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:

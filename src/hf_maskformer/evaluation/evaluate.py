@@ -30,6 +30,7 @@ from hf_maskformer.data.segmentation_data import SegmentationData
 from hf_maskformer.evaluation.class_agreement import check_class_names
 from hf_maskformer.evaluation.details import EvaluationDetails
 from hf_maskformer.evaluation.scorers import SCORERS, Row, Scorer
+from hf_maskformer.model.image_conversion import runs_of_one_canvas
 from hf_maskformer.model.label_spec import LabelSpec
 from hf_maskformer.model.processor_settings import check_merge
 
@@ -71,7 +72,8 @@ def evaluate(
         data: what `hf_maskformer.data.load.load` returned, loaded for the same task or for panoptic, which holds all;
             streamed data is read once, from first to last.
         task: "semantic", "instance" or "panoptic"; None takes the processor's, or else the data's.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, at most: images that a processor without a canvas pads to different sizes
+            go through alone, so that no result depends on the batch.
         device: where the model runs.
         progress: show a progress bar.
         limit: evaluate the first `limit` images only, of those that are in the index.
@@ -196,15 +198,15 @@ def score_images(
             images = _read_images(data, batch, on_bad_sample)
             for index in sorted(batch.keys() - images.keys()):
                 score.add_unread(index, batch[index]["file_name"])
-            if images:
-                inputs = processor(images=list(images.values()), return_tensors="pt")
+            numbers, sizes = list(images), [(image.shape[0], image.shape[1]) for image in images.values()]
+            for run in runs_of_one_canvas(processor, sizes):
+                inputs = processor(images=[images[index] for index in numbers[run]], return_tensors="pt")
                 outputs = model(
                     pixel_values=inputs["pixel_values"].to(device), pixel_mask=inputs["pixel_mask"].to(device)
                 )
-                sizes = [(image.shape[0], image.shape[1]) for image in images.values()]
-                scored = {index: batch[index] for index in images}
+                scored = {index: batch[index] for index in numbers[run]}
                 with _named_images(scored.values()):
-                    score.add(processor, outputs, sizes, scored)
+                    score.add(processor, outputs, sizes[run], scored)
             bar.update(len(batch))
 
 

@@ -19,6 +19,7 @@ from hf_maskformer.inference.checkpoint import check_agreement, load_checkpoint
 from hf_maskformer.inference.frames import AnyInput, UniqueNames, frames_of
 from hf_maskformer.inference.overlap import overlapped
 from hf_maskformer.inference.results import SegmentationResult
+from hf_maskformer.model.image_conversion import runs_of_one_canvas
 from hf_maskformer.model.masks import encode_rle, rle_area, rle_bbox
 from hf_maskformer.model.postprocess import logits_per_image, semantic_scores
 from hf_maskformer.model.processor_settings import check_merge
@@ -37,7 +38,8 @@ class _Batch:
     sources: list[tuple[int, AnyInput]]  # with their position
     names: list[str]
     images: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8
-    tensors: Any = None  # what the processor made of them, then what the model made of that
+    # What the processor made of them, then what the model made of that: one for each run of images of one canvas.
+    tensors: list[Any] = field(default_factory=list)
 
 
 class Predictor:
@@ -177,32 +179,25 @@ class Predictor:
                 continue
             read.sources.append((index, image))
             read.names.append(name)
-        if read.images:
-            read.tensors = self.processor(images=read.images, return_tensors="pt")
+        runs = runs_of_one_canvas(self.processor, _sizes(read.images))
+        read.tensors = [self.processor(images=read.images[run], return_tensors="pt") for run in runs]
         return read
 
     @torch.inference_mode()
     def _forward(self, batch: _Batch) -> _Batch:
-        if not batch.images:
-            return batch
-        inputs = {name: batch.tensors[name].to(self.device) for name in ("pixel_values", "pixel_mask")}
-        batch.tensors = self.model(**inputs)
+        names = ("pixel_values", "pixel_mask")
+        batch.tensors = [
+            self.model(**{name: inputs[name].to(self.device) for name in names}) for inputs in batch.tensors
+        ]
         return batch
 
     @torch.inference_mode()
     def _results(self, batch: _Batch) -> list[SegmentationResult]:
-        images, outputs = batch.images, batch.tensors
-        if not images:
-            return []
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
-        if self.task == "semantic":
-            found = self._semantic(outputs, sizes)
-        else:
-            method = getattr(self.processor, f"post_process_{self.task}_segmentation")
-            found = [
-                (result["segmentation"].cpu().numpy(), result["segments_info"])
-                for result in method(outputs, target_sizes=sizes)
-            ]
+        sizes = _sizes(batch.images)
+        found: list[tuple[np.ndarray, list[dict[str, Any]]]] = []
+        for outputs in batch.tensors:
+            start = len(found)
+            found += self._found(outputs, sizes[start : start + len(outputs["class_queries_logits"])])
         return [
             SegmentationResult(
                 segmentation=segmentation.astype(np.int32, copy=False),
@@ -214,8 +209,18 @@ class Predictor:
                 file_name=str(source) if isinstance(source, (str, Path)) else None,
             )
             for (segmentation, segments), image, name, (_, source) in zip(
-                found, images, batch.names, batch.sources, strict=True
+                found, batch.images, batch.names, batch.sources, strict=True
             )
+        ]
+
+    def _found(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, list[dict[str, Any]]]]:
+        """Map and segments of each image of one forward pass."""
+        if self.task == "semantic":
+            return self._semantic(outputs, sizes)
+        method = getattr(self.processor, f"post_process_{self.task}_segmentation")
+        return [
+            (result["segmentation"].cpu().numpy(), result["segments_info"])
+            for result in method(outputs, target_sizes=sizes)
         ]
 
     def _semantic(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, list[dict[str, Any]]]]:
@@ -259,6 +264,10 @@ class Predictor:
         if not isinstance(image, Image.Image):
             raise ValueError(f"{where} must be a path, a PIL image or an array, got {type(image).__name__}")
         return image_to_rgb(ImageOps.exif_transpose(image), where, self.intensity_range)
+
+
+def _sizes(images: list[np.ndarray]) -> list[tuple[int, int]]:
+    return [(image.shape[0], image.shape[1]) for image in images]
 
 
 def _checked_device(device: str | int | torch.device | None) -> torch.device:

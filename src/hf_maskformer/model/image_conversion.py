@@ -8,6 +8,8 @@ white, floats in [0, 1] become black.)
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -230,6 +232,22 @@ def padded_size(
         if image_height > canvas[0] or image_width > canvas[1]:
             raise ValueError(f"image {index} has size {[image_height, image_width]}, larger than {list(canvas)}")
     return canvas
+
+
+def runs_of_one_canvas(processor: Any, image_sizes: Sequence[tuple[int, int]]) -> list[slice]:
+    """Neighbours among images of (H, W) that `processor` pads to one size, as slices: batches that change no result.
+
+    With a canvas that is all of them. Without one a network would see more padding beside a larger image.
+    """
+    names = ("size", "size_divisor", "do_resize", "do_pad", "pad_size")
+    settings = {name: getattr(processor, name) for name in names}
+    runs, start = [], 0
+    canvases = [padded_size([resized_size(size, **settings)], **settings) for size in image_sizes]
+    for _, run in groupby(canvases):
+        end = start + len(list(run))
+        runs.append(slice(start, end))
+        start = end
+    return runs
 
 
 def _round_up(length: int, divisor: int) -> int:
