@@ -113,15 +113,6 @@ FILE_BREAKS: dict[str, tuple[Callable[[Path], object], str, str, str, list[str]]
 }
 
 
-@pytest.mark.parametrize("name", list(FILE_BREAKS))
-def test_files_that_do_not_fit(name: str, id_map_folder: Path, check_problem: Callable) -> None:
-    damage, kind, file, message, left = FILE_BREAKS[name]
-    _mixed(id_map_folder)
-    damage(id_map_folder / "train")
-    rows = check_problem(id_map_folder, kind, file, message)
-    assert [row["image_id"] for row in rows] == left
-
-
 NAMED_BREAKS: dict[str, tuple[Callable[[Path], object], str, str, str, list[str]]] = {
     "no map": (
         lambda split: (split / "a_masks.png").unlink(),
@@ -146,11 +137,18 @@ NAMED_BREAKS: dict[str, tuple[Callable[[Path], object], str, str, str, list[str]
 }
 
 
-@pytest.mark.parametrize("name", list(NAMED_BREAKS))
-def test_files_of_one_folder_that_do_not_fit(name: str, id_map_folder: Path, check_problem: Callable) -> None:
-    damage, kind, file, message, left = NAMED_BREAKS[name]
+BREAKS = {"two folders": FILE_BREAKS, "one folder": NAMED_BREAKS}
+
+
+@pytest.mark.parametrize(
+    ("breaks", "name"),
+    [(breaks, name) for breaks in ("two folders", "one folder") for name in BREAKS[breaks]],
+)
+def test_files_that_do_not_fit(breaks: str, name: str, id_map_folder: Path, check_problem: Callable) -> None:
+    damage, kind, file, message, left = BREAKS[breaks][name]
     _mixed(id_map_folder)
-    damage(as_cellpose(id_map_folder) / "train")
+    folder = id_map_folder if breaks == "two folders" else as_cellpose(id_map_folder)
+    damage(folder / "train")
     rows = check_problem(id_map_folder, kind, file, message)
     assert [row["image_id"] for row in rows] == left
 

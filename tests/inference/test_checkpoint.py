@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
 from transformers import MaskFormerImageProcessor as OfficialProcessor
 
 from hf_maskformer.export.export import FILE_NAMES, RECORD_NAME
 from hf_maskformer.inference import Predictor
 from hf_maskformer.inference.checkpoint import load_checkpoint
+from official_peer import tiny_maskformer
 
 
 @pytest.fixture
@@ -138,18 +138,7 @@ def test_a_folder_of_exported_files_says_which_to_pass(tmp_path, files, message)
 
 def test_an_official_checkpoint_stores_no_task_and_no_things(tmp_path):
     torch.manual_seed(0)
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 8, 8],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    decoder = DetrConfig(d_model=32, decoder_layers=1, decoder_ffn_dim=16, decoder_attention_heads=2, num_queries=5)
-    config = MaskFormerConfig(
-        backbone_config=backbone, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3
-    )
-    MaskFormerForInstanceSegmentation(config).save_pretrained(tmp_path)
+    tiny_maskformer().save_pretrained(tmp_path)
     OfficialProcessor(size={"shortest_edge": 40, "longest_edge": 64}).save_pretrained(tmp_path)
     model, processor = load_checkpoint(tmp_path)
     assert not model.training

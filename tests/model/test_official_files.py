@@ -6,15 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForUniversalSegmentation,
-    DetrConfig,
     MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
     ResNetConfig,
 )
 from transformers.utils.import_utils import is_peft_available
 
 from hf_maskformer import HfMaskFormerConfig, HfMaskFormerForUniversalSegmentation
 from model import variant_tester as tester
+from official_peer import tiny_maskformer
 
 KINDS = ("ours", "official")
 load = HfMaskFormerForUniversalSegmentation.from_pretrained
@@ -25,18 +24,7 @@ def made(kind):
     torch.manual_seed(0)
     if kind == "ours":
         return tester.build(tester.tiny("maskformer-light")).eval()
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 8, 8],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    decoder = DetrConfig(d_model=32, decoder_layers=1, decoder_ffn_dim=16, decoder_attention_heads=2, num_queries=5)
-    config = MaskFormerConfig(
-        backbone_config=backbone, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3
-    )
-    return MaskFormerForInstanceSegmentation(config).eval()
+    return tiny_maskformer().eval()
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .input_checks import check_finite, check_labels, warn_if_more_targets
+from .input_checks import all_finite, check_finite, check_labels, warn_if_more_targets
 from .losses import MaskLosses, class_loss, pairwise_mask_costs, pixel_loss
 from .matcher import Match, location_cost, match_fixed, match_hungarian
 from .objectness import objectness_loss, objectness_target
@@ -168,7 +168,7 @@ class Criterion(nn.Module):
         finite = torch.stack(
             [
                 classes.isfinite().all(-1).all(-1).all(0),
-                _all_finite(masks.flatten(2)).all(0),
+                all_finite(masks.flatten(2)).all(0),
                 coarse.isfinite().flatten(1).all(-1),
                 within_unit(targets.masks),
                 (coarse_valid if objectness is None else objectness).isfinite().flatten(1).all(1),
@@ -310,11 +310,6 @@ class Criterion(nn.Module):
         weight = None if self.resolution == "target" and not padded else valid
         flat = wanted.flatten(0, 1)
         return MaskLosses.apply(logits, flat, weight, target, image, self.focal_alpha, self.focal_gamma)
-
-
-def _all_finite(values: Tensor) -> Tensor:
-    """Over the last axis: its extremes are not finite if one of its values is not. No mask is stored on the way."""
-    return values.amin(-1).isfinite() & values.amax(-1).isfinite()
 
 
 def call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -10,6 +10,11 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+def all_finite(values: Tensor) -> Tensor:
+    """Over the last axis: its extremes are not finite if one of its values is not. One pass, nothing is stored."""
+    return values.amin(-1).isfinite() & values.amax(-1).isfinite()
+
+
 def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channels: int) -> None:
     """`pixel_values` must be (B, C, H, W) with the model's channels, `pixel_mask` (B, H, W)."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:

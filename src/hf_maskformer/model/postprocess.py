@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .cell_grid import CellGrid, best_in_cells, chunk_bytes, may_be_highest
+from .input_checks import all_finite
 from .mask_codes import logit, mask_codes
 from .masks import rle_runs
 from .resampling import FULL_EXTENT, native_size, resized_chunks
@@ -46,18 +47,12 @@ def logits_per_image(outputs: Any, target_sizes: Any) -> list[tuple[Tensor, Tens
     for size in sizes:
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"target_sizes must hold (height, width) pairs of at least 1, got {size}")
-    finite = _all_finite(class_logits) & _all_finite(mask_logits)
+    finite = all_finite(class_logits.flatten(1)) & all_finite(mask_logits.flatten(1))
     if not finite.all():
         raise FloatingPointError(f"The logits of image {finite.tolist().index(False)} of the batch are not finite.")
     extents = output_field(outputs, "valid_extent")
     pairs = [FULL_EXTENT] * count if extents is None else [tuple(extent) for extent in extents.tolist()]
     return list(zip(class_logits, mask_logits, sizes, pairs, strict=True))
-
-
-def _all_finite(logits: Tensor) -> Tensor:
-    """(B,) bool. The extremes of an image are not finite if one of its logits is not: one pass, nothing is stored."""
-    flat = logits.flatten(1)
-    return flat.amin(dim=1).isfinite() & flat.amax(dim=1).isfinite()
 
 
 def class_probabilities(class_logits: Tensor, activation: str) -> Tensor:
