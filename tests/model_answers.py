@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
+from hf_maskformer.data.load import load
 from hf_maskformer.data.sample import make_segment, targets_for_task
 from hf_maskformer.model.image_processing_hf_maskformer import HfMaskFormerImageProcessor
 
@@ -88,3 +89,20 @@ def row_of_map(labels, ignore_index=255, name="image.png"):
     labels = np.asarray(labels)
     present = [int(label) for label in np.unique(labels) if label != ignore_index]
     return data_row([(label, labels == label, False) for label in present], labels.shape, name)
+
+
+def scenes(task, length=5, image_size=(48, 64)):
+    return load("scenes", split="val", task=task, length=length, image_size=image_size)
+
+
+def scalars(metrics):
+    """All numbers of a metrics dict in a fixed order."""
+    found = []
+    for value in metrics.values():
+        if isinstance(value, dict):
+            found += scalars(value)
+        elif isinstance(value, list):
+            found += scalars(dict(enumerate(value)))
+        else:
+            found.append(value)
+    return found

@@ -13,6 +13,7 @@ import pytest
 
 from hf_maskformer.training.checkpoint import newest_checkpoint
 from hf_maskformer.training.config import TrainConfig
+from training.stored_models import checkpoint
 
 # Trains the configuration in argv[1]; the process ends itself by SIGKILL in the middle of step 3.
 KILLED_RUN = """
@@ -171,3 +172,8 @@ def train_with_a_bad_image(in_processes):
     They print the number of steps, or the error that ended them.
     """
     return lambda config, number: in_processes(SPOILT_RUN, json.dumps(config.to_dict()), str(number))
+
+
+@pytest.fixture
+def stored(tiny_run, tmp_path):
+    return checkpoint(tiny_run, tmp_path / "stored"), str(tmp_path / "stored")
